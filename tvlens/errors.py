@@ -1,0 +1,45 @@
+"""Every exception that tvlens raises for a reason a user can cause.
+
+All derive from `TvlensError`, so `except tvlens.errors.TvlensError` catches exactly what tvlens says on purpose.
+Messages name the object, what was expected, what came, and the remedy.
+"""
+
+
+class TvlensError(Exception):
+    """Base class of all errors raised on purpose by tvlens."""
+
+
+class UnknownNameError(TvlensError, KeyError):
+    """A task, model, method or measure was asked for by a name that does not exist."""
+
+    def __str__(self) -> str:
+        # KeyError shows the repr of its argument, which would quote and escape the sentence.
+        return str(self.args[0]) if self.args else ""
+
+
+class TaskError(TvlensError, ValueError):
+    """Task data or a request for prompts cannot be honoured."""
+
+
+class ModelError(TvlensError, ValueError):
+    """A model cannot be loaded, or fails the checks a lens makes before it is used."""
+
+
+class DownloadError(TvlensError, OSError):
+    """A bundled model could not be fetched, verified or unpacked."""
+
+
+class ShapeError(TvlensError, ValueError):
+    """Two objects that must agree in layers, heads or dimensions do not."""
+
+
+class InterventionError(TvlensError, RuntimeError):
+    """An intervention did not do what it was asked to do, for example never fired."""
+
+
+class NumericalError(TvlensError, ArithmeticError):
+    """A weight, an activation or a loss is not finite."""
+
+
+class RunError(TvlensError, OSError):
+    """A run folder cannot be created, resumed or written."""
