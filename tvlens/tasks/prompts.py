@@ -1,0 +1,171 @@
+"""What a model is asked: pairs, the text layout around them, single prompts and sets of prompts.
+
+The default layout is that of Todd et al. (ICLR 2024, arXiv 2310.15213, section 2)::
+
+    Q: {x}
+    A: {y}
+
+    Q: {query}
+    A:
+
+These are plain frozen values. Drawing demonstrations and queries for a task is done by
+`Task.prompts`.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, overload
+
+PromptKind = Literal["zero", "shuffled", "clean"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One input of a task and its output."""
+
+    input: str
+    output: str
+
+
+@dataclass(frozen=True)
+class Template:
+    """The text layout of a prompt.
+
+    Attributes:
+        query_prefix: Stands before every input.
+        answer_prefix: Stands before every output, and ends the prompt.
+        field_separator: Stands between an input and its answer prefix.
+        pair_separator: Stands between two pairs.
+        answer_space: Stands between the answer prefix and an output, and so begins the
+            continuation.
+        instruction: Opens the prompt, followed by one `pair_separator`; empty for none.
+    """
+
+    query_prefix: str = "Q: "
+    answer_prefix: str = "A:"
+    field_separator: str = "\n"
+    pair_separator: str = "\n\n"
+    answer_space: str = " "
+    instruction: str = ""
+
+    def _question(self, text: str) -> str:
+        return f"{self.query_prefix}{text}{self.field_separator}{self.answer_prefix}"
+
+    def render(self, demos: Sequence[Pair], query_input: str) -> str:
+        """The prompt text: the demonstrations in order, then the query without its answer."""
+        parts = [self.instruction] if self.instruction else []
+        parts += [f"{self._question(demo.input)}{self.answer_space}{demo.output}" for demo in demos]
+        return self.pair_separator.join([*parts, self._question(query_input)])
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt as a value: its demonstrations as shown, the pair asked, and the layout.
+
+    With `kind="shuffled"` the demonstrations hold the outputs that are shown, not the true ones.
+    """
+
+    demos: tuple[Pair, ...]
+    query: Pair
+    kind: PromptKind
+    template: Template
+
+    @property
+    def text(self) -> str:
+        """The text that the model reads; it ends with the template's answer prefix."""
+        return self.template.render(self.demos, self.query.input)
+
+    @property
+    def answer(self) -> str:
+        """The correct output of the query, without leading space."""
+        return self.query.output
+
+    @property
+    def continuation(self) -> str:
+        """What follows `text` when the model answers correctly: the answer with its leading
+        space."""
+        return self.template.answer_space + self.query.output
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """An ordered set of prompts and where it came from.
+
+    Attributes:
+        task: Name of the task, or names joined by "+".
+        split: Name of the split that was asked, or names joined by "+".
+        kind: The kind of every prompt, or "mixed".
+        shots: Demonstrations per prompt; the largest number where sets with different numbers were
+            joined.
+        seed: The seed they were drawn with; of the first set where sets were joined.
+        items: The prompts.
+    """
+
+    task: str
+    split: str
+    kind: PromptKind | Literal["mixed"]
+    shots: int
+    seed: int
+    items: tuple[Prompt, ...]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[Prompt]:
+        return iter(self.items)
+
+    @overload
+    def __getitem__(self, index: int) -> Prompt: ...
+
+    @overload
+    def __getitem__(self, index: slice | Sequence[int]) -> "Prompts": ...
+
+    def __getitem__(self, index: int | slice | Sequence[int]) -> "Prompt | Prompts":
+        """One prompt for an int; the chosen prompts, in the order asked, for a slice or several
+        ints."""
+        if isinstance(index, int):
+            return self.items[index]
+        if isinstance(index, slice):
+            return replace(self, items=self.items[index])
+        return replace(self, items=tuple(self.items[i] for i in index))
+
+    def __add__(self, other: "Prompts") -> "Prompts":
+        """The prompts of both, in order; a kind, task or split that differs is said in the
+        result."""
+        return Prompts(
+            task=_joined(self.task, other.task),
+            split=_joined(self.split, other.split),
+            kind=self.kind if self.kind == other.kind else "mixed",
+            shots=max(self.shots, other.shots),
+            seed=self.seed,
+            items=self.items + other.items,
+        )
+
+    @property
+    def texts(self) -> list[str]:
+        """The text of every prompt, in order."""
+        return [prompt.text for prompt in self.items]
+
+    @property
+    def answers(self) -> list[str]:
+        """The correct output of every prompt, in order."""
+        return [prompt.answer for prompt in self.items]
+
+    @property
+    def continuations(self) -> list[str]:
+        """What should follow every text, in order; each begins with the template's answer space."""
+        return [prompt.continuation for prompt in self.items]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal, of kind, text and continuation of every prompt in order."""
+        content = [[prompt.kind, prompt.text, prompt.continuation] for prompt in self.items]
+        encoded = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+        return hashlib.sha256(encoded).hexdigest()
+
+
+def _joined(first: str, second: str) -> str:
+    names = first.split("+")
+    return "+".join(names + [name for name in second.split("+") if name not in names])
