@@ -18,7 +18,7 @@ LAST = 150
 
 def english(number: int) -> str:
     """A number in English words, without "and": 121 is "one hundred twenty-one"."""
-    return str(inflect.engine().number_to_words(number, andword=""))
+    return str(inflect.engine().number_to_words(str(number), andword=""))
 
 
 def numbers() -> Iterator[Relation]:
