@@ -1,0 +1,183 @@
+"""Methods against the same test prompts: one tidy table."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from tvlens.errors import UnknownNameError
+from tvlens.lens import Lens
+from tvlens.methods.vector import TaskVector, stack_vectors
+from tvlens.metrics import Interval, bootstrap_mean
+from tvlens.models.batch import Batch
+from tvlens.tasks.prompts import PromptKind, Prompts
+from tvlens.tasks.task import Split, Task
+
+RESULT_COLUMNS = ["task", "method", "prompt", "metric", "value", "ci_low", "ci_high", "n"]
+KINDS: tuple[PromptKind, ...] = ("zero", "shuffled", "clean")
+
+
+@runtime_checkable
+class HasTaskVector(Protocol):
+    """Anything that has a plain task vector, such as a LearnableTaskVector."""
+
+    @property
+    def task_vector(self) -> TaskVector: ...
+
+
+Method = TaskVector | HasTaskVector | Sequence[TaskVector] | Mapping[PromptKind, TaskVector] | None
+"""A vector, something that has one, draws to average over, or one vector per prompt kind."""
+
+
+def evaluate(
+    lens: Lens,
+    task: Task,
+    methods: Mapping[str, Method],
+    *,
+    split: Split = "test",
+    kinds: Sequence[PromptKind] = KINDS,
+    shots: int = 10,
+    n: int | None = None,
+    seed: int = 0,
+    exact_match: bool = True,
+) -> pd.DataFrame:
+    """Every method on the same prompts: mean and 95% bootstrap interval over prompts.
+
+    Two rows of methods are always there: `none`, no vector on prompts that do not carry the task
+    (zero, shuffled), and `icl`, no vector on clean prompts.
+
+    Example:
+        >>> table = evaluate(lens, task, {"LTV": ltv, "FV": fv})  # doctest: +SKIP
+
+    Args:
+        lens: the model.
+        task: where prompts are drawn from.
+        methods: what is added to the residual stream, by name.
+        split: whose pairs are asked.
+        kinds: kinds of prompts.
+        shots: examples in prompts that have any.
+        n: number of prompts; each pair of the split once by default.
+        seed: seed of the prompts and of the bootstrap.
+        exact_match: also generate whole answers greedily and compare them.
+
+    Returns:
+        A tidy table with columns task, method, prompt, metric, value, ci_low, ci_high, n; metric
+        one of accuracy and cross_entropy (first answer token; cross-entropy in nats), perplexity,
+        exact_match.
+
+    Raises:
+        UnknownNameError: a method is called `none` or `icl`.
+        ShapeError: a vector does not fit the model.
+    """
+    reserved = sorted({"none", "icl"} & set(methods))
+    if reserved:
+        raise UnknownNameError(
+            f"method name {reserved[0]!r} is taken by the baseline without a vector; rename yours"
+        )
+    rows: list[dict[str, Any]] = []
+    for kind in kinds:
+        prompts = task.prompts(split, shots=shots, n=n, seed=seed, kind=kind)
+        values = evaluate_prompts(lens, prompts, methods, kind=kind, exact_match=exact_match)
+        for (method, metric), frame in values.groupby(["method", "metric"], sort=False):
+            interval = bootstrap_mean(torch.tensor(frame["value"].to_numpy()), seed=seed)
+            rows.append(_row(task.name, method, kind, metric, interval))
+            if metric == "cross_entropy":
+                rows.append(_row(task.name, method, kind, "perplexity", interval.map(math.exp)))
+    return pd.DataFrame(rows, columns=RESULT_COLUMNS)
+
+
+def evaluate_prompts(
+    lens: Lens,
+    prompts: Prompts,
+    methods: Mapping[str, Method],
+    *,
+    kind: PromptKind,
+    exact_match: bool = True,
+) -> pd.DataFrame:
+    """Every method on every prompt: columns method, prompt_index, metric, value.
+
+    Methods of several draws are averaged over their draws, prompt by prompt.
+
+    Args:
+        lens: the model.
+        prompts: what is asked.
+        methods: what is added, by name; the baseline without a vector is put first.
+        kind: kind of the prompts, which picks the vector of methods that have one per kind.
+        exact_match: also generate whole answers.
+    """
+    baseline = "icl" if kind == "clean" else "none"
+    draws: dict[str, list[TaskVector]] = {baseline: [TaskVector.none(lens)]}
+    for name, method in methods.items():
+        found = _draws(method, kind, lens)
+        if found:
+            draws[name] = found
+    edit = stack_vectors([vector for vectors in draws.values() for vector in vectors], lens)
+    batch = lens.encode(prompts)
+    names = [measure.name for measure in lens.readout.measures]
+    measured = lens.outputs(batch, edit, lens.readout.measure).double().cpu()
+    if exact_match:
+        names.append("exact_match")
+        measured = torch.cat([measured, _exact_match(lens, prompts, batch, edit)[..., None]], -1)
+    frames = []
+    first = 0
+    for name, vectors in draws.items():
+        mean = measured[:, first : first + len(vectors)].mean(dim=1)
+        first += len(vectors)
+        frame = pd.DataFrame(mean.numpy(), columns=names)
+        frame.insert(0, "prompt_index", range(len(frame)))
+        frame.insert(0, "method", name)
+        frames.append(frame)
+    wide = pd.concat(frames, ignore_index=True)
+    return wide.melt(id_vars=["method", "prompt_index"], var_name="metric")
+
+
+def _draws(method: Method, kind: PromptKind, lens: Lens) -> list[TaskVector]:
+    if method is None:
+        return [TaskVector.none(lens)]
+    if isinstance(method, TaskVector):
+        return [method]
+    if isinstance(method, Mapping):
+        return [method[kind]] if kind in method else []
+    if isinstance(method, HasTaskVector):
+        return [method.task_vector]
+    return list(method)
+
+
+def _exact_match(lens: Lens, prompts: Prompts, batch: Batch, edit: Any) -> Tensor:
+    """Whether the greedy continuation's first line is the whole answer, `[batch variant]`."""
+    tokenizer = lens.backend.tokenizer
+    # One token more than the answer, so that a continuation that goes on is seen.
+    length = max(len(answer) for answer in batch.answers) + 1
+    found = []
+    with lens.frozen(), torch.no_grad():
+        for start, stop in lens.pieces(batch):
+            reading = lens.engine.read(batch[start:stop])
+            step = max(1, lens.max_rows // len(reading))
+            parts = [
+                lens.engine.generate(reading, edit.of_variants(v), length)
+                for v in torch.arange(edit.n_variant).split(step)
+            ]
+            tokens = torch.cat(parts, dim=1)
+            texts = tokenizer.batch_decode(tokens.flatten(0, 1))
+            right = [
+                text.split("\n")[0].strip() == prompts[start + i // edit.n_variant].answer
+                for i, text in enumerate(texts)
+            ]
+            found.append(torch.tensor(right, dtype=torch.float64).view(-1, edit.n_variant))
+    return torch.cat(found)
+
+
+def _row(task: str, method: str, kind: str, metric: str, interval: Interval) -> dict[str, Any]:
+    return {
+        "task": task,
+        "method": method,
+        "prompt": kind,
+        "metric": metric,
+        "value": interval.value,
+        "ci_low": interval.low,
+        "ci_high": interval.high,
+        "n": interval.n,
+    }

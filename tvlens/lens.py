@@ -1,0 +1,139 @@
+"""The lens: a frozen model, the engine that edits its prompts, and how its answers are read."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tvlens.edits import Edit
+from tvlens.engine import Engine
+from tvlens.models.backend import Backend
+from tvlens.models.batch import Batch
+from tvlens.models.encode import encode_text
+from tvlens.readout import Readout
+from tvlens.tasks.prompts import Prompts
+
+
+@dataclass(frozen=True)
+class Lens:
+    """A frozen model seen through its attention heads. Made by `tvlens.load`.
+
+    Attributes:
+        backend: the HookedTransformer or TransformerBridge underneath.
+        engine: runs edited prompts, by replay where the self-check allows it.
+        readout: turns outputs at the query position into losses and scores.
+        prefix: special tokens put before every prompt.
+        max_tokens: prompt tokens that are read at once; bounds memory.
+        max_rows: edited rows that are run at once; bounds memory.
+    """
+
+    backend: Backend
+    engine: Engine[Any]
+    readout: Readout
+    prefix: tuple[int, ...] = ()
+    max_tokens: int = 4096
+    max_rows: int = 512
+
+    @property
+    def name(self) -> str:
+        return self.backend.name
+
+    @property
+    def n_layer(self) -> int:
+        return self.backend.n_layer
+
+    @property
+    def n_head(self) -> int:
+        return self.backend.n_head
+
+    @property
+    def d_model(self) -> int:
+        return self.backend.d_model
+
+    @property
+    def w_o(self) -> Float[Tensor, "layer head d_head d_model"]:
+        """Output projection of every head."""
+        return self.backend.w_o
+
+    def __repr__(self) -> str:
+        return (
+            f"Lens({self.name!r}, {self.backend.kind}, {self.n_layer} layers x {self.n_head} "
+            f"heads, d_model {self.d_model}, {self.engine.name})"
+        )
+
+    def encode(self, prompts: Prompts, *, pad_side: str = "left") -> Batch:
+        """The prompts as padded tokens with their answers.
+
+        Raises:
+            TaskError: an answer tokenises to nothing, or a prompt exceeds the context.
+        """
+        return encode_text(
+            self.backend.tokenizer,
+            prompts.texts,
+            prompts.continuations,
+            prefix=self.prefix,
+            n_ctx=self.backend.n_ctx,
+            pad_side=pad_side,
+        )
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """The model in evaluation mode without parameter gradients; both are restored on exit."""
+        module = self.backend.model
+        was_training = module.training
+        wanted = [(p, p.requires_grad) for p in self.backend.parameters()]
+        try:
+            module.eval()
+            for parameter, _ in wanted:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            module.train(was_training)
+            for parameter, grad in wanted:
+                parameter.requires_grad_(grad)
+
+    def pieces(self, batch: Batch) -> Iterator[tuple[int, int]]:
+        """Spans of prompts that are read at once without exceeding `max_tokens`."""
+        step = max(1, self.max_tokens // batch.inputs.shape[1])
+        for start in range(0, len(batch), step):
+            yield start, min(start + step, len(batch))
+
+    def outputs(
+        self,
+        prompts: Prompts | Batch,
+        edit: Edit,
+        read: Callable[[Tensor, Batch], Tensor],
+        *,
+        advance: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """`read(outputs, batch)` of every prompt under every variant, in bounded memory.
+
+        Args:
+            prompts: what the model is asked.
+            edit: what is changed at the query position.
+            read: reduces outputs `[batch variant d_vocab]` to `[batch variant …]`.
+            advance: called with the number of prompts finished, for progress bars.
+
+        Returns:
+            The reduced outputs of all prompts and variants, `[batch variant …]`.
+        """
+        batch = prompts if isinstance(prompts, Batch) else self.encode(prompts)
+        found = []
+        with self.frozen(), torch.no_grad():
+            for start, stop in self.pieces(batch):
+                reading = self.engine.read(batch[start:stop])
+                of_piece = edit.of_prompts(start, stop)
+                step = max(1, self.max_rows // len(reading))
+                variants = torch.arange(edit.n_variant).split(step)
+                parts = [
+                    read(self.engine.run(reading, of_piece.of_variants(v)), reading.batch)
+                    for v in variants
+                ]
+                found.append(torch.cat(parts, dim=1))
+                if advance is not None:
+                    advance(stop - start)
+        return torch.cat(found)

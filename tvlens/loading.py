@@ -1,0 +1,107 @@
+"""Names, folders and models in memory to a checked lens."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from tvlens.errors import ModelError, UnknownNameError
+from tvlens.lens import Lens
+from tvlens.models.backend import Backend
+from tvlens.models.bridge import BridgeBackend, bridge_from_huggingface
+from tvlens.models.bundled import BUNDLED, bundled_folder
+from tvlens.models.encode import special_prefix
+from tvlens.models.hooked import HookedBackend, hooked_from_huggingface
+from tvlens.readout import FirstToken
+from tvlens.selfcheck import choose_engine
+
+BackendKind = Literal["bridge", "hooked"]
+
+
+def load(
+    model: Any,
+    *,
+    tokenizer: Any = None,
+    backend: BackendKind = "bridge",
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    name: str | None = None,
+) -> Lens:
+    """A lens on a model, checked on a short prompt.
+
+    Example:
+        >>> lens = tvlens.load("smollm2-135m")  # doctest: +SKIP
+
+    Args:
+        model: a bundled model's name (`tvlens models` lists them), a folder or Hugging Face name
+            of a causal language model, a Hugging Face model in memory, or a HookedTransformer or
+            TransformerBridge of your own, which is used as it is.
+        tokenizer: overrides the model's tokenizer.
+        backend: "bridge" (TransformerBridge) or "hooked" (HookedTransformer, transformer-lens 3);
+            ignored for a model of your own that is one of the two.
+        dtype: weights' type; ignored for a model of your own.
+        device: where the model is put.
+        name: what tables and manifests call the model.
+
+    Raises:
+        UnknownNameError: no bundled model, folder or Hugging Face model has this name.
+        DownloadError: a bundled model cannot be fetched.
+        ModelError: the model cannot be used; the message says which identity it breaks.
+    """
+    if backend not in ("bridge", "hooked"):
+        raise UnknownNameError(f"unknown backend {backend!r}; expected 'bridge' or 'hooked'")
+    wrapped = _already_wrapped(model, name)
+    if wrapped is None:
+        hf_model, hf_tokenizer, found = _huggingface(model, tokenizer, dtype)
+        label = name or found
+        hf_model.eval()
+        if backend == "hooked":
+            inner = hooked_from_huggingface(hf_model, hf_tokenizer, dtype)
+            wrapped = HookedBackend(inner, label)
+        else:
+            inner = bridge_from_huggingface(hf_model, hf_tokenizer, dtype, label)
+            wrapped = BridgeBackend(inner, label)
+        tokenizer = hf_tokenizer
+    elif tokenizer is None:
+        tokenizer = wrapped.tokenizer
+    else:
+        wrapped.model.tokenizer = tokenizer
+    wrapped.model.to(torch.device(device))
+    prefix = () if tokenizer is None else tuple(special_prefix(tokenizer))
+    return Lens(wrapped, choose_engine(wrapped), FirstToken(), prefix)
+
+
+def _already_wrapped(model: Any, name: str | None) -> Backend | None:
+    kinds = {type_.__name__ for type_ in type(model).__mro__}
+    label = name or getattr(getattr(model, "cfg", None), "model_name", None) or type(model).__name__
+    if "HookedTransformer" in kinds:
+        return HookedBackend(model, label)
+    if "TransformerBridge" in kinds:
+        return BridgeBackend(model, label)
+    return None
+
+
+def _huggingface(model: Any, tokenizer: Any, dtype: torch.dtype) -> tuple[Any, Any, str]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+    if isinstance(model, PreTrainedModel):
+        return model.to(dtype), tokenizer, type(model).__name__
+    if not isinstance(model, str | Path):
+        raise ModelError(
+            f"cannot look at a {type(model).__name__}; expected a name, a folder, a Hugging Face "
+            "causal language model, a HookedTransformer or a TransformerBridge"
+        )
+    label = str(model)
+    source = str(bundled_folder(label)) if label in BUNDLED else label
+    try:
+        if tokenizer is None:
+            tokenizer = AutoTokenizer.from_pretrained(source)
+        hf_model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UnknownNameError(
+            f"model {label!r} cannot be loaded: it is not bundled ({', '.join(BUNDLED)}) and, as a "
+            f"folder or Hugging Face name, failed with: {reason}; check the spelling, the folder "
+            "or the network"
+        ) from error
+    return hf_model, tokenizer, label

@@ -1,0 +1,342 @@
+"""Training of Learnable Task Vectors by replay: the prompts are read once, a step runs one
+position.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tvlens.edits import AddToResidual
+from tvlens.engine import Reading
+from tvlens.errors import NumericalError, RunError, TaskError
+from tvlens.heads import HeadMeans
+from tvlens.lens import Lens
+from tvlens.methods.ltv import Granularity, LearnableTaskVector, Start
+from tvlens.tasks.prompts import PromptKind, Prompts
+from tvlens.tasks.task import Task
+from tvlens.tensorfile import load_tensors, save_tensors
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How a Learnable Task Vector is trained.
+
+    Attributes:
+        start: weights before training.
+        learning_rate: step size of Adam. A weight travels at most about steps x learning_rate.
+        steps: largest number of steps.
+        batch_size: prompts per step.
+        kinds: kinds of training prompts, mixed in equal parts.
+        shots: examples in prompts that have any.
+        n_prompts: training prompts of each kind; they are read once and used again.
+        evaluate_every: steps between validations.
+        patience: validations without improvement after which training stops; None never stops.
+        l1: weight of the penalty Σ|omega|, applied as soft thresholding, so weights reach zero.
+        top_k: from half of the steps on, keep only the k heads of largest ‖omega ā‖.
+        granularity: "head", or "block" for the released text code of the paper.
+    """
+
+    start: Start = "zero"
+    learning_rate: float = 0.02
+    steps: int = 120
+    batch_size: int = 32
+    kinds: tuple[PromptKind, ...] = ("zero", "shuffled")
+    shots: int = 5
+    n_prompts: int = 128
+    evaluate_every: int = 5
+    patience: int | None = 5
+    l1: float = 0.0
+    top_k: int | None = None
+    granularity: Granularity = "head"
+
+    @classmethod
+    def paper(cls, **changes: object) -> "FitSettings":
+        """The settings of the released code: omega ~ N(0, 1), Adam at 5e-5, 2,000 steps, no stop.
+
+        A weight can travel 0.1 at most, so the result is mostly its random start.
+        """
+        paper = cls(start="normal", learning_rate=5e-5, steps=2000, patience=None, batch_size=8)
+        return replace(paper, evaluate_every=50, **changes)  # type: ignore[arg-type]
+
+
+DEFAULT_SETTINGS = FitSettings()
+
+
+def fit_ltv(
+    lens: Lens,
+    task: Task,
+    means: HeadMeans,
+    *,
+    settings: FitSettings = DEFAULT_SETTINGS,
+    start: Float[Tensor, "layer head"] | None = None,
+    seed: int = 0,
+    checkpoint: Path | str | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> LearnableTaskVector:
+    """A trained Learnable Task Vector, with its `history` and the effect of every head.
+
+    Training prompts ask queries of the train split and do not carry the task (zero-shot and
+    label-shuffled). The weights returned are those of lowest validation loss, on prompts of the
+    validation split. Method: Saglam et al. 2025, section 3.
+
+    Args:
+        lens: the model.
+        task: where prompts are drawn from.
+        means: mean head outputs on clean prompts of the task.
+        settings: how to train; `FitSettings.paper()` is the released code's.
+        start: weights to start from, instead of `settings.start`.
+        seed: seed of prompts, batches and a random start.
+        checkpoint: file to save to at every validation, and to resume from where it exists.
+        progress: called with the number of steps finished.
+
+    Raises:
+        NumericalError: the loss is not finite, or training diverges.
+        RunError: the checkpoint is of other settings or cannot be read.
+    """
+    ltv = LearnableTaskVector(
+        means.outputs,
+        start=settings.start if start is None else start,
+        seed=seed,
+        granularity=settings.granularity,
+        model=lens.name,
+        task=task.name,
+    )
+    ltv.to(lens.backend.device)
+    trainer = _Trainer(ltv, settings, seed, lens)
+    identity = json.dumps(
+        {"settings": asdict(settings), "seed": seed, "task": task.digest, "model": lens.name},
+        sort_keys=True,
+    )
+    if checkpoint is not None and Path(checkpoint).exists():
+        trainer.restore(Path(checkpoint), identity)
+    with lens.frozen():
+        training = _read(lens, training_prompts(task, settings, seed))
+        validation = _read(lens, validation_prompts(task, settings, seed))
+        if not trainer.rows:
+            trainer.validate(validation, float("nan"))
+        for step in range(trainer.step, settings.steps):
+            if trainer.finished:
+                break
+            loss = trainer.train_step(training)
+            if progress is not None:
+                progress(1)
+            if (step + 1) % settings.evaluate_every == 0 or step + 1 == settings.steps:
+                trainer.validate(validation, loss)
+                if checkpoint is not None:
+                    trainer.save(Path(checkpoint), identity)
+    ltv.omega.data.copy_(trainer.best)
+    ltv.mask.copy_(trainer.best_mask)
+    ltv.history = pd.DataFrame(trainer.rows)
+    attribute(lens, ltv, validation_prompts(task, settings, seed))
+    return ltv
+
+
+def training_prompts(task: Task, settings: FitSettings, seed: int) -> list[Prompts]:
+    """The prompts that `fit_ltv` trains on, one set per kind."""
+    return [
+        task.prompts("train", shots=settings.shots, n=settings.n_prompts, seed=seed, kind=kind)
+        for kind in settings.kinds
+    ]
+
+
+def validation_prompts(task: Task, settings: FitSettings, seed: int) -> list[Prompts]:
+    """The prompts that `fit_ltv` selects on: every validation pair once per kind."""
+    return [
+        task.prompts("validation", shots=settings.shots, seed=seed, kind=kind)
+        for kind in settings.kinds
+    ]
+
+
+def attribute(
+    lens: Lens, ltv: LearnableTaskVector, prompts: Sequence[Prompts], *, points: int = 8
+) -> Float[Tensor, "layer head"]:
+    """What each head's term adds to the log-probability of the answer, averaged over prompts.
+
+    Integrated gradients along alpha * omega from alpha 0 to 1, by the midpoint rule
+    (Sundararajan, Taly and Yan, ICML 2017): the attributions sum to the whole gain of the vector.
+    They are also stored in `ltv.effect` and give contributions their sign.
+
+    Args:
+        lens: the model.
+        ltv: a trained vector.
+        prompts: prompts that do not carry the task, of the validation split.
+        points: midpoints of the path.
+    """
+    alphas = ((torch.arange(points) + 0.5) / points).to(ltv.omega.device)
+    weights = ltv.weights.detach()
+    total, count = torch.zeros_like(weights), 0
+    with lens.frozen():
+        for reading in _read_pieces(lens, prompts, rows=max(1, lens.max_rows // points)):
+            along = (alphas[:, None, None] * weights).requires_grad_()
+            vectors = torch.einsum("vlh,lhd->vld", along, ltv.outputs)
+            loss = lens.readout.loss(lens.engine.run(reading, _add(vectors)), reading.batch)
+            (gradient,) = torch.autograd.grad(-loss.sum() / points, along)
+            total += weights * gradient.sum(dim=0)
+            count += len(reading)
+    ltv.effect.copy_(total / count)
+    return ltv.effect
+
+
+def _add(vectors: Float[Tensor, "variant layer d_model"]) -> AddToResidual:
+    return AddToResidual(vectors[None], vectors.new_ones(vectors.shape[:2], dtype=torch.bool))
+
+
+def _read_pieces(lens: Lens, prompts: Sequence[Prompts], *, rows: int) -> Iterator[Reading]:
+    for batch in map(lens.encode, prompts):
+        for start, stop in lens.pieces(batch):
+            for first in range(start, stop, rows):
+                yield lens.engine.read(batch[first : min(first + rows, stop)])
+
+
+def _read(lens: Lens, prompts: Sequence[Prompts]) -> list[Reading]:
+    empty = next((p for p in prompts if not len(p)), None)
+    if not prompts or empty is not None:
+        raise TaskError("fit_ltv got no prompts of some kind; expected at least one of each")
+    return list(_read_pieces(lens, prompts, rows=lens.max_rows))
+
+
+class _Trainer:
+    """Adam on omega, validation, early stopping, and their checkpoint."""
+
+    def __init__(
+        self, ltv: LearnableTaskVector, settings: FitSettings, seed: int, lens: Lens
+    ) -> None:
+        self.ltv, self.settings, self.lens = ltv, settings, lens
+        self.generator = torch.Generator().manual_seed(seed)
+        self.adam = torch.optim.Adam([ltv.omega], lr=settings.learning_rate)
+        self.step = 0
+        self.best = ltv.omega.detach().clone()
+        self.best_mask = ltv.mask.clone()
+        self.best_loss = float("inf")
+        self.waited = 0
+        self.rows: list[dict[str, float]] = []
+
+    @property
+    def finished(self) -> bool:
+        """Whether patience has run out; never before a top-k mask is set."""
+        patience = self.settings.patience
+        waiting_for_mask = self.settings.top_k is not None and bool(self.ltv.mask.all())
+        return patience is not None and self.waited >= patience and not waiting_for_mask
+
+    def _edit(self) -> AddToResidual:
+        return _add(self.ltv()[None])
+
+    def train_step(self, training: list[Reading]) -> float:
+        if self.settings.top_k is not None and self.step == self.settings.steps // 2:
+            self.ltv.keep_top(self.settings.top_k)
+            # What was best with all heads does not count among vectors of k heads.
+            self.best_loss, self.waited = float("inf"), 0
+        self.adam.zero_grad()
+        total = 0.0
+        for reading, share in self._draw(training):
+            loss = self.lens.readout.loss(
+                self.lens.engine.run(reading, self._edit()), reading.batch
+            )
+            part = loss.mean() * share
+            part.backward()
+            total += float(part.detach())
+        self._require_finite(total)
+        self.adam.step()
+        if self.settings.l1:
+            threshold = self.settings.l1 * self.settings.learning_rate
+            omega = self.ltv.omega.data
+            omega.copy_(omega.sign() * (omega.abs() - threshold).clamp(min=0))
+        self.step += 1
+        return total
+
+    def _draw(self, training: list[Reading]) -> Iterator[tuple[Reading, float]]:
+        """Rows of every reading, so that each step sees all kinds in their proportions."""
+        sizes = torch.tensor([len(reading) for reading in training], dtype=torch.float)
+        wanted = (sizes / sizes.sum() * self.settings.batch_size).round().clamp(min=1).int()
+        for reading, n in zip(training, wanted.tolist(), strict=True):
+            index: Int[Tensor, " chosen"] = torch.randperm(len(reading), generator=self.generator)[
+                :n
+            ]
+            yield reading.rows(index.to(self.ltv.omega.device)), len(index) / int(wanted.sum())
+
+    def validate(self, validation: list[Reading], train_loss: float) -> None:
+        with torch.no_grad():
+            losses = [
+                self.lens.readout.loss(self.lens.engine.run(r, self._edit()), r.batch).flatten()
+                for r in validation
+            ]
+        loss = float(torch.cat(losses).double().mean())
+        self._require_finite(loss)
+        self.rows.append(
+            {
+                "step": self.step,
+                "train_loss": train_loss,
+                "validation_loss": loss,
+                "travel": self.ltv.travel,
+                "norm": float(self.ltv.weights.detach().norm()),
+            }
+        )
+        limit = 10 * max(1.0, self.rows[0]["validation_loss"])
+        if loss > limit:
+            raise NumericalError(
+                f"LTV training on {self.ltv.task!r} diverged: validation loss {loss:.3g} after "
+                f"step {self.step} exceeds ten times its start ({limit / 10:.3g}); lower "
+                f"learning_rate (now {self.settings.learning_rate})"
+            )
+        if loss < self.best_loss:
+            self.best_loss, self.waited = loss, 0
+            self.best = self.ltv.omega.detach().clone()
+            self.best_mask = self.ltv.mask.clone()
+        else:
+            self.waited += 1
+
+    def _require_finite(self, loss: float) -> None:
+        if not torch.isfinite(torch.tensor(loss)) or not torch.isfinite(self.ltv.omega).all():
+            raise NumericalError(
+                f"LTV training on {self.ltv.task!r}: loss or weights are not finite at step "
+                f"{self.step} (loss {loss}); expected finite numbers; lower learning_rate (now "
+                f"{self.settings.learning_rate}) or look for NaN in the mean head outputs"
+            )
+
+    def save(self, path: Path, identity: str) -> None:
+        state = self.adam.state[self.ltv.omega]
+        tensors = {
+            "omega": self.ltv.omega.detach(),
+            "mask": self.ltv.mask,
+            "best": self.best,
+            "best_mask": self.best_mask,
+            "generator": self.generator.get_state(),
+            **{f"adam.{key}": value for key, value in state.items()},
+        }
+        save_tensors(
+            path,
+            tensors,
+            {
+                "identity": identity,
+                "step": self.step,
+                "best_loss": self.best_loss,
+                "waited": self.waited,
+                "rows": self.rows,
+            },
+        )
+
+    def restore(self, path: Path, identity: str) -> None:
+        tensors, names = load_tensors(path)
+        if names.get("identity") != identity:
+            raise RunError(
+                f"checkpoint {path} was made with other settings, seed, task or model; expected "
+                f"{identity}, found {names.get('identity')}; choose another file or delete it"
+            )
+        device = self.ltv.omega.device
+        self.ltv.omega.data.copy_(tensors["omega"])
+        self.ltv.mask.copy_(tensors["mask"])
+        self.best, self.best_mask = tensors["best"].to(device), tensors["best_mask"].to(device)
+        self.generator.set_state(tensors["generator"])
+        self.adam.state[self.ltv.omega] = {
+            key.removeprefix("adam."): value if key == "adam.step" else value.to(device)
+            for key, value in tensors.items()
+            if key.startswith("adam.")
+        }
+        self.step, self.waited = names["step"], names["waited"]
+        self.best_loss, self.rows = names["best_loss"], names["rows"]

@@ -1,0 +1,163 @@
+"""The one interface through which tvlens sees a TransformerLens model."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+HookFunction = Callable[..., Tensor | None]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One transformer block, taken apart as far as replaying a single position needs.
+
+    Attributes:
+        norm: what the attention reads of the residual stream.
+        w_qkv: query, key and value projections side by side.
+        b_qkv: their biases, or None.
+        norm_query: normalisation of each head's query, or None.
+        norm_key: normalisation of each head's key, or None.
+        rotate: rotary embedding of `[..., head, d_head]` at given positions `[...]`, or None.
+        w_o: output projection, heads stacked along the first axis.
+        b_o: its bias, or None.
+        scale: factor on the attention scores.
+        finish: `(residual before the block, attention output) -> residual after the block`.
+    """
+
+    norm: Callable[[Tensor], Tensor]
+    w_qkv: Float[Tensor, "d_model qkv"]
+    b_qkv: Float[Tensor, " qkv"] | None
+    norm_query: Callable[[Tensor], Tensor] | None
+    norm_key: Callable[[Tensor], Tensor] | None
+    rotate: Callable[[Tensor, Tensor], Tensor] | None
+    w_o: Float[Tensor, "head_d_head d_model"]
+    b_o: Float[Tensor, " d_model"] | None
+    scale: float
+    finish: Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """All blocks of a model and the sizes of its attention."""
+
+    blocks: tuple[Block, ...]
+    n_head: int
+    n_kv_head: int
+    d_head: int
+
+
+class Backend(ABC):
+    """A frozen transformer with TransformerLens hook points.
+
+    Attributes:
+        model: the HookedTransformer or TransformerBridge underneath.
+        name: what the model is called in tables and manifests.
+    """
+
+    kind: str
+
+    def __init__(self, model: Any, name: str) -> None:
+        self.model = model
+        self.name = name
+
+    @property
+    def n_layer(self) -> int:
+        return int(self.model.cfg.n_layers)
+
+    @property
+    def n_head(self) -> int:
+        return int(self.model.cfg.n_heads)
+
+    @property
+    def d_head(self) -> int:
+        return int(self.model.cfg.d_head)
+
+    @property
+    def d_model(self) -> int:
+        return int(self.model.cfg.d_model)
+
+    @property
+    def d_vocab(self) -> int:
+        return int(self.model.cfg.d_vocab)
+
+    @property
+    def n_ctx(self) -> int:
+        return int(self.model.cfg.n_ctx)
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.model.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        return self.w_o.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.w_o.dtype
+
+    @property
+    @abstractmethod
+    def w_o(self) -> Float[Tensor, "layer head d_head d_model"]:
+        """Output projection of every head."""
+
+    @property
+    @abstractmethod
+    def b_o(self) -> Float[Tensor, "layer d_model"]:
+        """Output bias of every attention layer, zero where the model has none."""
+
+    @abstractmethod
+    def attn_out_hook(self, layer: int) -> str:
+        """Name of the hook point at the attention output, bias included."""
+
+    def z_hook(self, layer: int) -> str:
+        """Name of the hook point at the heads' activations."""
+        return f"blocks.{layer}.attn.hook_z"
+
+    def residual_hook(self, layer: int) -> str:
+        """Name of the hook point at the block's output."""
+        return f"blocks.{layer}.hook_resid_post"
+
+    def hooks(self, hooks: Sequence[tuple[str, HookFunction]]) -> AbstractContextManager[Any]:
+        """A context in which `hooks`, pairs of a hook point's name and a function, are attached."""
+        return self.model.hooks(fwd_hooks=list(hooks))
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Every parameter of the model underneath."""
+        return list(self.model.parameters())
+
+    def forward(
+        self, inputs: Int[Tensor, "batch pos"], mask: Bool[Tensor, "batch pos"]
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits of a whole forward pass."""
+        return self.model(inputs, attention_mask=mask.long())
+
+    def embed(
+        self, inputs: Int[Tensor, "batch pos"], mask: Bool[Tensor, "batch pos"]
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """Residual stream before block 0, positions included, exactly as the model makes it."""
+        return self.model(inputs, attention_mask=mask.long(), stop_at_layer=0)
+
+    @abstractmethod
+    def unembed(
+        self, residual: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits of residual streams after the last block."""
+
+    @abstractmethod
+    def anatomy(self) -> Anatomy:
+        """The blocks taken apart for replay.
+
+        Raises:
+            UnknownArchitectureError: the model has a part that replay does not know.
+        """
+
+
+class UnknownArchitectureError(NotImplementedError):
+    """Replay does not know a part of this model; whole forward passes are used instead."""

@@ -1,0 +1,92 @@
+"""Prompts as a model reads them: tokens, padding, where the query is, and what should follow."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from tvlens.errors import ShapeError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Encoded prompts, left-padded unless `pad_side` was asked otherwise.
+
+    Attributes:
+        inputs: token ids; padding holds a valid id that the mask hides.
+        mask: True at real tokens.
+        query: column of each prompt's last real token, the query position.
+        target: first token of the right answer.
+        answers: all tokens of the right answer, per prompt.
+    """
+
+    inputs: Int[Tensor, "batch pos"]
+    mask: Bool[Tensor, "batch pos"]
+    query: Int[Tensor, " batch"]
+    target: Int[Tensor, " batch"]
+    answers: tuple[tuple[int, ...], ...]
+
+    def __len__(self) -> int:
+        return self.inputs.shape[0]
+
+    def __getitem__(self, rows: slice) -> "Batch":
+        return self._map(lambda tensor: tensor[rows], self.answers[rows])
+
+    def _map(
+        self, change: Callable[[Tensor], Tensor], answers: tuple[tuple[int, ...], ...]
+    ) -> "Batch":
+        return Batch(
+            change(self.inputs), change(self.mask), change(self.query), change(self.target), answers
+        )
+
+    def take(self, index: Int[Tensor, " chosen"]) -> "Batch":
+        """The prompts at `index`, in that order."""
+        answers = tuple(self.answers[i] for i in index.tolist())
+        return self._map(lambda tensor: tensor[index], answers)
+
+    def require_query_last(self) -> None:
+        """Refuse a batch in which something follows a query position.
+
+        Raises:
+            ShapeError: the batch is padded on the right.
+        """
+        width = self.inputs.shape[1]
+        if not bool((self.query == width - 1).all()):
+            raise ShapeError(
+                "Batch: generation continues after the last column, but some query positions lie "
+                "before it; encode the prompts with pad_side='left'"
+            )
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on `device`."""
+        return self._map(lambda tensor: tensor.to(device), self.answers)
+
+    @classmethod
+    def pad(
+        cls,
+        rows: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]],
+        *,
+        pad_id: int = 0,
+        pad_side: str = "left",
+    ) -> "Batch":
+        """The batch of token rows padded to the longest one.
+
+        Args:
+            rows: token ids of each prompt.
+            answers: token ids of each right answer, at least one each.
+            pad_id: id written into padding.
+            pad_side: "left" or "right".
+        """
+        width = max(len(row) for row in rows)
+        inputs = torch.full((len(rows), width), pad_id, dtype=torch.long)
+        mask = torch.zeros((len(rows), width), dtype=torch.bool)
+        for i, row in enumerate(rows):
+            span = slice(width - len(row), width) if pad_side == "left" else slice(0, len(row))
+            inputs[i, span] = torch.tensor(row, dtype=torch.long)
+            mask[i, span] = True
+        query = width - 1 - mask.flip(1).int().argmax(dim=1)
+        target = torch.tensor([answer[0] for answer in answers], dtype=torch.long)
+        return cls(inputs, mask, query, target, tuple(tuple(a) for a in answers))

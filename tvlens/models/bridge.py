@@ -1,0 +1,185 @@
+"""TransformerBridge (transformer-lens 3.9 and 4) behind the backend interface."""
+
+from collections.abc import Callable
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tvlens.errors import ModelError
+from tvlens.models.backend import Anatomy, Backend, Block, UnknownArchitectureError
+
+
+class BridgeBackend(Backend):
+    """A TransformerBridge."""
+
+    kind = "bridge"
+
+    @cached_property
+    def w_o(self) -> Float[Tensor, "layer head d_head d_model"]:
+        return self.model.W_O.detach()
+
+    @cached_property
+    def b_o(self) -> Float[Tensor, "layer d_model"]:
+        zero = self.w_o.new_zeros(self.d_model)
+        biases = [block.attn.b_O for block in self.model.blocks]
+        return torch.stack([zero if bias is None else bias.detach() for bias in biases])
+
+    def attn_out_hook(self, layer: int) -> str:
+        return f"blocks.{layer}.attn.hook_out"
+
+    def unembed(
+        self, residual: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        return self.model.unembed(self.model.ln_final(residual))
+
+    def anatomy(self) -> Anatomy:
+        config = self.model.original_model.config
+        _refuse_unknown(config, self.model)
+        rotary = _rotary(self.model)
+        n_kv_head = int(getattr(self.model.cfg, "n_key_value_heads", None) or self.n_head)
+        return Anatomy(
+            blocks=tuple(_block(self.model.cfg, block, rotary) for block in self.model.blocks),
+            n_head=self.n_head,
+            n_kv_head=n_kv_head,
+            d_head=self.d_head,
+        )
+
+
+def bridge_from_huggingface(hf_model: Any, tokenizer: Any, dtype: torch.dtype, name: str) -> Any:
+    """A TransformerBridge over a Hugging Face model; the weights are shared, not copied.
+
+    Raises:
+        ModelError: transformer-lens has no bridge for this architecture.
+    """
+    from transformer_lens.model_bridge import TransformerBridge
+
+    try:
+        return TransformerBridge.boot_transformers(
+            name, hf_model=hf_model, tokenizer=tokenizer, dtype=dtype, device="cpu"
+        )
+    except (NotImplementedError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        raise ModelError(
+            f"TransformerBridge cannot wrap a {type(hf_model).__name__}: {error}; "
+            "see transformer-lens' list of supported architectures"
+        ) from error
+
+
+def _refuse_unknown(config: Any, model: Any) -> None:
+    window = getattr(config, "sliding_window", None)
+    uses_window = window is not None and getattr(config, "use_sliding_window", True)
+    layer_kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    unknown = {
+        "sliding_window": uses_window,
+        f"layer types {sorted(layer_kinds)}": bool(layer_kinds),
+        "attn_logit_softcapping": bool(getattr(config, "attn_logit_softcapping", None)),
+        "final_logit_softcapping": bool(getattr(config, "final_logit_softcapping", None)),
+        "alibi": bool(getattr(config, "alibi", False)),
+        "clip_qkv": bool(getattr(config, "clip_qkv", None)),
+        "scale_attn_by_inverse_layer_idx": bool(
+            getattr(config, "scale_attn_by_inverse_layer_idx", False)
+        ),
+        "a missing ln1, attn or ln_final": not all(
+            hasattr(block, "ln1") and hasattr(block, "attn") for block in model.blocks
+        )
+        or not hasattr(model, "ln_final"),
+    }
+    found = [name for name, present in unknown.items() if present]
+    if found:
+        raise UnknownArchitectureError(f"replay does not know {', '.join(found)}")
+
+
+class _SharedRotary:
+    """Cosines and sines of a Hugging Face rotary module that all layers share."""
+
+    def __init__(self, module: Any, example: Tensor) -> None:
+        self.module, self.example = module, example
+        self.cos = self.sin = example.new_zeros(0)
+
+    def tables(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        needed = int(positions.max()) + 1
+        if needed > self.cos.shape[0]:
+            ids = torch.arange(max(needed, 2 * self.cos.shape[0]), device=self.example.device)
+            with torch.no_grad():
+                cos, sin = self.module(self.example, ids[None])
+            self.cos, self.sin = cos[0], sin[0]
+        return self.cos[positions].unsqueeze(-2), self.sin[positions].unsqueeze(-2)
+
+    def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
+        cos, sin = self.tables(positions)
+        turned, kept = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+        low, high = turned.chunk(2, dim=-1)
+        turned = turned * cos + torch.cat([-high, low], dim=-1) * sin
+        return torch.cat([turned, kept], dim=-1)
+
+
+def _rotate_adjacent(table: Tensor, x: Tensor, positions: Tensor) -> Tensor:
+    """GPT-J's rotary embedding: neighbouring components are paired."""
+    sin, cos = table[positions].repeat_interleave(2, dim=-1).chunk(2, dim=-1)
+    sin, cos = sin.unsqueeze(-2), cos.unsqueeze(-2)
+    turned, kept = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    flipped = torch.stack([-turned[..., 1::2], turned[..., ::2]], dim=-1).flatten(-2)
+    return torch.cat([turned * cos + flipped * sin, kept], dim=-1).to(x.dtype)
+
+
+def _rotary(model: Any) -> Callable[[Tensor, Tensor], Tensor] | None:
+    if model.cfg.positional_embedding_type == "standard":
+        return None
+    if model.cfg.positional_embedding_type != "rotary":
+        raise UnknownArchitectureError(
+            f"replay does not know positional_embedding_type {model.cfg.positional_embedding_type}"
+        )
+    base = model.original_model.base_model
+    if hasattr(base, "rotary_emb"):
+        example = model.blocks[0].attn.W_Q.detach().new_zeros(1)
+        return _SharedRotary(base.rotary_emb, example).rotate
+    attention = model.blocks[0].attn.original_component
+    if hasattr(attention, "embed_positions"):
+        return partial(_rotate_adjacent, attention.embed_positions)
+    raise UnknownArchitectureError("replay does not find the model's rotary embedding")
+
+
+def _block(cfg: Any, block: Any, rotate: Callable[[Tensor, Tensor], Tensor] | None) -> Block:
+    attn = block.attn
+    weights = [attn.W_Q, attn.W_K, attn.W_V]
+    biases = [attn.b_Q, attn.b_K, attn.b_V]
+    w_qkv = torch.cat([w.detach().transpose(0, 1).flatten(1) for w in weights], dim=1)
+    b_qkv = None
+    if biases[0] is not None:
+        b_qkv = torch.cat([b.detach().flatten() for b in biases])
+    w_o = attn.W_O.detach()
+    scale = getattr(attn.original_component, "scaling", None)
+    return Block(
+        norm=block.ln1,
+        w_qkv=w_qkv.contiguous(),
+        b_qkv=b_qkv,
+        norm_query=_head_norm(attn, "q_norm"),
+        norm_key=_head_norm(attn, "k_norm"),
+        rotate=rotate,
+        w_o=w_o.flatten(0, 1),
+        b_o=None if attn.b_O is None else attn.b_O.detach(),
+        scale=w_o.shape[1] ** -0.5 if scale is None else float(scale),
+        finish=_finish(cfg, block),
+    )
+
+
+def _head_norm(attn: Any, name: str) -> Callable[[Tensor], Tensor] | None:
+    if name not in attn.submodules:
+        return None
+    if getattr(attn, "_qk_norm_phase", None) != "post_reshape":
+        raise UnknownArchitectureError(f"replay does not know {name} over all heads at once")
+    return getattr(attn, name)
+
+
+def _finish(cfg: Any, block: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    def parallel(residual: Tensor, attn_out: Tensor) -> Tensor:
+        norm = block.ln2 if hasattr(block, "ln2") else block.ln1
+        return residual + attn_out + block.mlp(norm(residual))
+
+    def sequential(residual: Tensor, attn_out: Tensor) -> Tensor:
+        middle = residual + attn_out
+        return middle + block.mlp(block.ln2(middle))
+
+    return parallel if cfg.parallel_attn_mlp else sequential

@@ -1,0 +1,73 @@
+"""Text prompts to token batches."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tvlens.errors import ModelError, TaskError
+from tvlens.models.batch import Batch
+
+
+def special_prefix(tokenizer: Any) -> list[int]:
+    """Tokens that the tokenizer itself puts before a text, such as a beginning-of-text token."""
+    with_special = tokenizer("a").input_ids
+    without = tokenizer("a", add_special_tokens=False).input_ids
+    return list(with_special[: max(0, len(with_special) - len(without))])
+
+
+def encode_text(
+    tokenizer: Any,
+    texts: Sequence[str],
+    continuations: Sequence[str],
+    *,
+    prefix: Sequence[int],
+    n_ctx: int,
+    pad_side: str = "left",
+) -> Batch:
+    """The batch of prompts and of the answers that should follow them.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        texts: prompts.
+        continuations: right answers, with the space that precedes them.
+        prefix: special tokens put before every prompt.
+        n_ctx: longest sequence that the model takes.
+        pad_side: "left" or "right".
+
+    Raises:
+        ModelError: there is no tokenizer.
+        TaskError: there are no prompts, an answer tokenises to nothing, a prompt's end does not
+            fall between two tokens, or a prompt with its answer is longer than the context.
+    """
+    if tokenizer is None:
+        raise ModelError(
+            "the lens has no tokenizer, which prompts of text need; load the model with one "
+            "(tvlens.load(model, tokenizer=...))"
+        )
+    if not texts:
+        raise TaskError("no prompts to encode: expected at least one, got 0; ask for n >= 1")
+    prompts = tokenizer(list(texts), add_special_tokens=False).input_ids
+    whole = tokenizer(
+        [t + c for t, c in zip(texts, continuations, strict=True)], add_special_tokens=False
+    ).input_ids
+    rows, answers = [], []
+    for text, continuation, prompt, full in zip(texts, continuations, prompts, whole, strict=True):
+        answer = full[len(prompt) :]
+        if full[: len(prompt)] != prompt:
+            raise TaskError(
+                f"prompt ending in {text[-20:]!r} and its answer {continuation!r} share a token; "
+                "expected a token boundary between them; change the template's answer_space"
+            )
+        if not answer or not continuation.strip():
+            raise TaskError(
+                f"answer {continuation.strip()!r} to the prompt ending in {text[-20:]!r} "
+                "tokenises to nothing; expected at least one token; remove or mend this pair"
+            )
+        if len(prefix) + len(full) > n_ctx:
+            raise TaskError(
+                f"prompt ending in {text[-20:]!r} has {len(prefix) + len(full)} tokens with its "
+                f"answer, the model's context holds {n_ctx}; use fewer shots or shorter pairs"
+            )
+        rows.append([*prefix, *prompt])
+        answers.append(answer)
+    pad_id = tokenizer.pad_token_id
+    return Batch.pad(rows, answers, pad_id=0 if pad_id is None else pad_id, pad_side=pad_side)

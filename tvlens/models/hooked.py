@@ -1,0 +1,197 @@
+"""HookedTransformer (transformer-lens 3.9) behind the backend interface."""
+
+import copy
+import tempfile
+from collections.abc import Callable
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tvlens.errors import ModelError
+from tvlens.models.backend import Anatomy, Backend, Block, UnknownArchitectureError
+
+
+class HookedBackend(Backend):
+    """A HookedTransformer."""
+
+    kind = "hooked"
+
+    @cached_property
+    def w_o(self) -> Float[Tensor, "layer head d_head d_model"]:
+        return self.model.W_O.detach()
+
+    @cached_property
+    def b_o(self) -> Float[Tensor, "layer d_model"]:
+        return self.model.b_O.detach()
+
+    def attn_out_hook(self, layer: int) -> str:
+        return f"blocks.{layer}.hook_attn_out"
+
+    def unembed(
+        self, residual: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        return self.model.unembed(self.model.ln_final(residual))
+
+    def anatomy(self) -> Anatomy:
+        cfg = self.model.cfg
+        _refuse_unknown(cfg)
+        return Anatomy(
+            blocks=tuple(_block(cfg, block) for block in self.model.blocks),
+            n_head=cfg.n_heads,
+            n_kv_head=cfg.n_key_value_heads or cfg.n_heads,
+            d_head=cfg.d_head,
+        )
+
+
+def hooked_from_huggingface(hf_model: Any, tokenizer: Any, dtype: torch.dtype) -> Any:
+    """A HookedTransformer with the weights of a Hugging Face model, none of them folded or centred.
+
+    HookedTransformer's own `from_pretrained` takes listed names only; this takes any architecture
+    that transformer-lens can convert.
+
+    Raises:
+        ModelError: transformer-lens is 4 or newer, cannot convert this architecture, or converts
+            it into a model with other logits.
+    """
+    try:
+        from transformer_lens import HookedTransformer
+        from transformer_lens import loading_from_pretrained as loading
+    except ImportError:
+        raise ModelError(
+            "backend 'hooked' needs HookedTransformer, which transformer-lens 4 removed; "
+            "install 'transformer-lens>=3.9,<4' or use backend='bridge'"
+        ) from None
+    architecture = type(hf_model).__name__
+    try:
+        # The converter reads the architecture from a folder's config.json.
+        with tempfile.TemporaryDirectory(prefix="tvlens-") as folder:
+            config = _complete(hf_model.config, architecture)
+            config.save_pretrained(folder)
+            cfg = loading.get_pretrained_model_config(folder, dtype=dtype, device="cpu")
+            _correct(cfg, config)
+            state = loading.get_pretrained_state_dict(folder, cfg, hf_model, dtype=dtype)
+        model = HookedTransformer(cfg, tokenizer, move_to_device=False)
+        model.load_and_process_state_dict(
+            state,
+            fold_ln=False,
+            center_writing_weights=False,
+            center_unembed=False,
+            fold_value_biases=False,
+        )
+    except (NotImplementedError, ValueError, KeyError, AttributeError) as error:
+        raise ModelError(
+            f"HookedTransformer cannot take over a {architecture}: {error}; "
+            "use backend='bridge', which knows more architectures"
+        ) from error
+    _require_same_logits(hf_model, model, architecture)
+    return model
+
+
+def _complete(config: Any, architecture: str) -> Any:
+    """A copy of a Hugging Face config with the fields that transformer-lens 3.9 reads from it."""
+    config = copy.deepcopy(config)
+    config.architectures = [architecture]
+    if not hasattr(config, "n_ctx"):
+        config.n_ctx = config.max_position_embeddings
+    return config
+
+
+def _correct(cfg: Any, config: Any) -> None:
+    """Honour an explicit head_dim and a partial rotary factor, which the converter overlooks."""
+    head_dim = getattr(config, "head_dim", None)
+    if head_dim and head_dim != cfg.d_head:
+        if cfg.rotary_dim == cfg.d_head:
+            cfg.rotary_dim = head_dim
+        cfg.d_head = head_dim
+        cfg.attn_scale = head_dim**0.5
+    rope = getattr(config, "rope_parameters", None) or {}
+    if cfg.rotary_dim and "partial_rotary_factor" in rope:
+        cfg.rotary_dim = int(cfg.d_head * rope["partial_rotary_factor"])
+
+
+def _require_same_logits(hf_model: Any, model: Any, architecture: str) -> None:
+    tokens = torch.arange(8)[None] % model.cfg.d_vocab
+    with torch.no_grad():
+        expected, found = hf_model(tokens).logits.float(), model(tokens).float()
+    error = float((expected - found).abs().max() / expected.std())
+    limit = 1e-3 if model.cfg.dtype == torch.float32 else 0.2
+    if not error < limit:
+        raise ModelError(
+            f"HookedTransformer made of a {architecture} gives other logits than the original: "
+            f"they differ by {error:.1e} standard deviations, expected less than {limit:.0e}; "
+            "use backend='bridge', which runs the original modules"
+        )
+
+
+def _refuse_unknown(cfg: Any) -> None:
+    unknown = {
+        "positional_embedding_type": cfg.positional_embedding_type not in ("standard", "rotary"),
+        "attention_dir": cfg.attention_dir != "causal",
+        "use_local_attn": bool(cfg.use_local_attn),
+        "attn_scores_soft_cap": cfg.attn_scores_soft_cap > 0,
+        "output_logits_soft_cap": cfg.output_logits_soft_cap > 0,
+        "use_normalization_before_and_after": cfg.use_normalization_before_and_after,
+        "use_attention_sinks": getattr(cfg, "use_attention_sinks", False),
+        "use_logn_attn": getattr(cfg, "use_logn_attn", False),
+        "use_dynamic_ntk_rope": getattr(cfg, "use_dynamic_ntk_rope", False),
+        "clip_qkv": getattr(cfg, "clip_qkv", None) is not None,
+    }
+    found = [name for name, present in unknown.items() if present]
+    if found:
+        raise UnknownArchitectureError(f"replay does not know {', '.join(found)}")
+
+
+def _block(cfg: Any, block: Any) -> Block:
+    attn = block.attn
+    grouped = hasattr(attn, "_W_K")
+    weights = [attn.W_Q, attn._W_K if grouped else attn.W_K, attn._W_V if grouped else attn.W_V]
+    biases = [attn.b_Q, attn._b_K if grouped else attn.b_K, attn._b_V if grouped else attn.b_V]
+    # [head, d_model, d_head] -> [d_model, head * d_head]
+    w_qkv = torch.cat([w.detach().transpose(0, 1).flatten(1) for w in weights], dim=1)
+    has_norm = bool(cfg.use_qk_norm)
+    return Block(
+        norm=block.ln1,
+        w_qkv=w_qkv.contiguous(),
+        b_qkv=torch.cat([b.detach().flatten() for b in biases]),
+        norm_query=partial(_norm_heads, attn.q_norm) if has_norm else None,
+        norm_key=partial(_norm_heads, attn.k_norm) if has_norm else None,
+        rotate=partial(_rotate, attn) if cfg.positional_embedding_type == "rotary" else None,
+        w_o=attn.W_O.detach().flatten(0, 1),
+        b_o=attn.b_O.detach(),
+        scale=1.0 / float(attn.attn_scale),
+        finish=_finish(cfg, block),
+    )
+
+
+def _norm_heads(norm: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return norm(x.reshape(1, -1, x.shape[-1])).reshape(x.shape)
+
+
+def _rotate(attn: Any, x: Tensor, positions: Tensor) -> Tensor:
+    needed = int(positions.max()) + 1
+    if needed > attn.rotary_cos.shape[0]:
+        # The table grows only inside apply_rotary, and there is no public call for it.
+        attn.apply_rotary(x.new_zeros(1, needed, 1, attn.cfg.d_head))
+    turned, kept = x[..., : attn.cfg.rotary_dim], x[..., attn.cfg.rotary_dim :]
+    cos, sin = attn.rotary_cos[positions].unsqueeze(-2), attn.rotary_sin[positions].unsqueeze(-2)
+    turned = turned * cos + attn.rotate_every_two(turned) * sin
+    return torch.cat([turned, kept], dim=-1)
+
+
+def _finish(cfg: Any, block: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    def attention_only(residual: Tensor, attn_out: Tensor) -> Tensor:
+        return residual + attn_out
+
+    def parallel(residual: Tensor, attn_out: Tensor) -> Tensor:
+        return residual + attn_out + block.apply_mlp(block.ln2(residual))
+
+    def sequential(residual: Tensor, attn_out: Tensor) -> Tensor:
+        middle = residual + attn_out
+        return middle + block.apply_mlp(block.ln2(middle))
+
+    if cfg.attn_only:
+        return attention_only
+    return parallel if cfg.parallel_attn_mlp else sequential

@@ -1,0 +1,71 @@
+"""What a model's output at the query position is worth: where modalities differ above the model."""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from tvlens.metrics import is_top1, target_log_prob
+from tvlens.models.batch import Batch
+
+Outputs = Float[Tensor, "batch variant d_out"]
+
+
+class Measure(NamedTuple):
+    """A number reported per prompt, and which way is better."""
+
+    name: str
+    higher_is_better: bool
+
+
+class Readout(Protocol):
+    """Turns outputs into a loss to train on, a score to measure effects in, and measures.
+
+    Attributes:
+        score_name: unit of the score.
+        measures: what `measure` returns, the first being the one to choose settings by.
+    """
+
+    score_name: str
+    measures: tuple[Measure, ...]
+
+    def loss(self, outputs: Outputs, batch: Batch) -> Float[Tensor, "batch variant"]:
+        """Loss of every output; lower is better."""
+        ...
+
+    def score(self, outputs: Outputs, batch: Batch) -> Float[Tensor, "batch variant"]:
+        """Score of every output; higher is better. Effects are differences of it."""
+        ...
+
+    def measure(self, outputs: Outputs, batch: Batch) -> Float[Tensor, "batch variant measure"]:
+        """Every measure of every output."""
+        ...
+
+    def answered(self, outputs: Outputs, batch: Batch) -> Bool[Tensor, "batch variant"]:
+        """Whether the model does the task on this prompt."""
+        ...
+
+
+class FirstToken:
+    """Text: the first token of the right answer."""
+
+    score_name = "probability"
+    measures: tuple[Measure, ...] = (Measure("accuracy", True), Measure("cross_entropy", False))
+
+    def loss(self, outputs: Outputs, batch: Batch) -> Float[Tensor, "batch variant"]:
+        """Cross-entropy of the first answer token, in nats."""
+        return -target_log_prob(outputs, batch.target[:, None].expand(outputs.shape[:2]))
+
+    def score(self, outputs: Outputs, batch: Batch) -> Float[Tensor, "batch variant"]:
+        """Probability of the first answer token."""
+        return (-self.loss(outputs, batch)).exp()
+
+    def measure(self, outputs: Outputs, batch: Batch) -> Float[Tensor, "batch variant measure"]:
+        """Top-1 accuracy (0 or 1) and cross-entropy in nats of the first answer token."""
+        loss = self.loss(outputs, batch)
+        return torch.stack([self.answered(outputs, batch).to(loss.dtype), loss], dim=-1)
+
+    def answered(self, outputs: Outputs, batch: Batch) -> Bool[Tensor, "batch variant"]:
+        """Whether the first answer token is the likeliest."""
+        return is_top1(outputs, batch.target[:, None].expand(outputs.shape[:2]))
