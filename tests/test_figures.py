@@ -1,0 +1,355 @@
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from pandas import DataFrame
+
+from tvlens import figures
+from tvlens.errors import NumericalError, ShapeError, UnknownNameError
+
+METHODS = ("none", "fv_layer", "fv_per_layer", "ltv", "random", "permuted")
+
+
+def legend_of(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def line_of(axes: Axes, label: str) -> Any:
+    (line,) = [line for line in axes.lines if line.get_label() == label]
+    return line
+
+
+def draw(figure: Figure) -> None:
+    """Lays the figure out as saving it does; a layout that collapses is a warning, so an error."""
+    figure.canvas.draw()
+
+
+def curve(task: str | None = None, ceiling: float | None = None, heads: int = 100) -> DataFrame:
+    k = np.arange(1, 31)
+    columns: dict[str, Any] = {"k": k, "overlap": 1 - 0.01 * k, "chance": k / heads}
+    columns |= {"chance_low": k / heads / 2, "chance_high": 2 * k / heads}
+    columns |= {} if ceiling is None else {"ceiling": ceiling}
+    columns |= {} if task is None else {"task": task}
+    return DataFrame(columns)
+
+
+def results(tasks: int = 2, metric: str = "accuracy") -> DataFrame:
+    rng = np.random.default_rng(0)
+    rows = [(f"task-{task}", "icl", "clean") for task in range(tasks)]
+    rows += [
+        (f"task-{task}", method, prompt)
+        for task in range(tasks)
+        for method in reversed(METHODS)
+        for prompt in ("zero", "shuffled")
+    ]
+    table = DataFrame(rows, columns=["task", "method", "prompt"])
+    value = rng.uniform(0.2, 0.8, size=len(table))
+    return table.assign(metric=metric, value=value, ci_low=value - 0.1, ci_high=value + 0.15)
+
+
+def travel_tables(start: float) -> tuple[DataFrame, DataFrame]:
+    """Two presets, two seeds each: "paper" ends at its random start, "ours" starts at `start`."""
+    rng = np.random.default_rng(0)
+    travel, weights = [], []
+    for preset in ("paper", "ours"):
+        for seed in range(2):
+            first = rng.normal(size=50) if preset == "paper" else np.full(50, start)
+            end = first + (0 if preset == "paper" else rng.normal(size=50))
+            steps = np.arange(0, 101, 10)
+            distance = steps / 100 * np.linalg.norm(end - first)
+            norm = np.full(len(steps), np.linalg.norm(first))
+            run = {"preset": preset, "seed": seed}
+            travel.append(DataFrame({**run, "step": steps, "travel": distance, "norm": norm}))
+            weights.append(DataFrame({**run, "start": first, "end": end}))
+    return pd.concat(travel), pd.concat(weights)
+
+
+# --- head maps ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(30, 9), (12, 8), (2, 2), (1, 1), (40, 40)])
+def test_head_maps_show_the_scores_and_mark_the_best(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    aie, contribution = rng.normal(size=shape), rng.normal(size=shape)
+    k = min(3, aie.size)
+    figure = figures.head_maps(aie, contribution, task="present-past", k=k)
+    draw(figure)
+    maps = [axes for axes in figure.axes if axes.images]
+    assert [axes.get_title() for axes in maps] == [
+        "Causal mediation (AIE)",
+        "Learnable Task Vector (LTV)",
+    ]
+    assert maps[0].get_ylabel() == "layer"
+    assert figure.get_suptitle() == "present-past"
+    for axes, scores in zip(maps, (aie, contribution), strict=True):
+        assert axes.get_xlabel() == "head"
+        np.testing.assert_array_equal(axes.images[0].get_array(), scores)
+        low, high = axes.images[0].get_clim()
+        assert (low, high) == (-np.abs(scores).max(), np.abs(scores).max())
+        assert axes.get_ylim() == (-0.5, shape[0] - 0.5)  # layer 0 at the bottom
+        squares = {(p.get_y() + 0.5, p.get_x() + 0.5) for p in axes.patches}
+        dots = set(zip(axes.lines[0].get_ydata(), axes.lines[0].get_xdata(), strict=True))
+        for marked, marks in ((aie, squares), (contribution, dots)):
+            order = np.argsort(marked, axis=None)[::-1][:k]
+            assert marks == set(zip(*np.unravel_index(order, shape), strict=True))
+    both = len(squares & dots)
+    assert legend_of(figure) == [f"top {k} by AIE", f"top {k} by LTV contribution ({both} in both)"]
+
+
+def test_each_head_map_has_a_scale_with_its_unit() -> None:
+    figure = figures.head_maps(np.eye(4), torch.eye(4, dtype=torch.bfloat16), task="t", k=1)
+    scales = [axes for axes in figure.axes if not axes.images]
+    assert [axes.get_xlabel() for axes in scales] == [
+        "average indirect effect (probability)",
+        "LTV contribution, signed norm",
+    ]
+
+
+def test_a_head_that_works_against_the_task_is_not_among_the_best() -> None:
+    scores = np.array([[-9.0, 1.0], [2.0, 0.0]])
+    figure = figures.head_maps(scores, -scores, task="t", k=1)
+    axes = figure.axes[0]
+    (square,) = axes.patches
+    assert (square.get_x(), square.get_y()) == (-0.5, 0.5)
+    assert (axes.lines[0].get_xdata()[0], axes.lines[0].get_ydata()[0]) == (0, 0)
+
+
+def test_maps_without_any_effect_can_be_drawn() -> None:
+    figure = figures.head_maps(np.zeros((3, 2)), np.zeros((3, 2)), task="t", k=2)
+    draw(figure)
+    assert figure.axes[0].images[0].get_clim() == (-1, 1)
+
+
+def test_head_maps_refuse_what_cannot_be_compared() -> None:
+    ones = np.ones((3, 2))
+    with pytest.raises(ShapeError, match=r"shape \[3, 2\].*\[2, 3\]; both must come from the same"):
+        figures.head_maps(ones, ones.T.copy(), task="t", k=1)
+    with pytest.raises(ShapeError):
+        figures.head_maps(ones, ones, task="t", k=7)
+    with pytest.raises(NumericalError):
+        figures.head_maps(ones, np.where(ones > 0, np.nan, 0), task="t", k=1)
+
+
+# --- overlap --------------------------------------------------------------------------------------
+
+
+def test_one_overlap_curve_stands_against_its_chance_level() -> None:
+    table = curve(ceiling=0.9)
+    figure = figures.overlap_curve(table.sample(frac=1, random_state=0))
+    draw(figure)
+    (axes,) = figure.axes
+    line = line_of(axes, "AIE and LTV")
+    np.testing.assert_array_equal(line.get_xdata(), table["k"])
+    np.testing.assert_array_equal(line.get_ydata(), table["overlap"])
+    np.testing.assert_array_equal(line_of(axes, "chance, mean").get_ydata(), table["chance"])
+    assert set(line_of(axes, "split-half ceiling").get_ydata()) == {0.9}
+    corners = axes.collections[0].get_paths()[0].vertices
+    band = {(k, round(y, 9)) for k, y in corners}
+    for side in ("chance_low", "chance_high"):
+        assert {(k, round(y, 9)) for k, y in zip(table["k"], table[side], strict=True)} <= band
+    assert axes.get_xlabel() == "k, heads in each set"
+    assert axes.get_ylabel() == "overlap of the top k (share of k)"
+    assert legend_of(figure) == ["chance, 95%", "chance, mean", "split-half ceiling", "AIE and LTV"]
+
+
+def test_several_tasks_share_one_chance_level_and_a_mean_ceiling() -> None:
+    parts = [curve("b", 0.8), curve("a", 0.6), curve("c", 0.7).iloc[:9]]
+    parts[1]["overlap"] *= 0.5
+    figure = figures.overlap_curve(pd.concat(parts))
+    draw(figure)
+    (axes,) = figure.axes
+    for part in parts:
+        line = line_of(axes, part["task"].iloc[0])
+        np.testing.assert_array_equal(line.get_ydata(), part["overlap"])
+    looks = [(line_of(axes, t).get_color(), line_of(axes, t).get_marker()) for t in "abc"]
+    assert len({colour for colour, _ in looks}) == len({marker for _, marker in looks}) == 3
+    np.testing.assert_allclose(line_of(axes, "split-half ceiling, mean").get_ydata(), 0.7)
+    assert len(line_of(axes, "chance, mean").get_xdata()) == 30
+    assert legend_of(figure)[-3:] == ["b", "a", "c"]
+
+
+def test_curves_of_models_of_different_size_are_refused() -> None:
+    tables = pd.concat([curve("a"), curve("b", heads=270)])
+    with pytest.raises(ShapeError, match="different numbers of heads; draw one figure for each"):
+        figures.overlap_curve(tables)
+
+
+# --- methods --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tasks", [1, 8])
+def test_every_method_is_a_dot_with_its_interval(tasks: int) -> None:
+    table = results(tasks)
+    figure = figures.method_dots(pd.concat([table, results(tasks, "perplexity")]))
+    draw(figure)
+    assert [axes.get_title() for axes in figure.axes] == [
+        "zero-shot prompts",
+        "shuffled-label prompts",
+    ]
+    names = ["no vector", "FV, one layer", "FV, per layer", "LTV", "random ω", "permuted ω"]
+    assert legend_of(figure) == ["in context (clean prompts)", *names]
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == [f"task-{task}" for task in range(tasks)]
+    for axes, prompt in zip(figure.axes, ("zero", "shuffled"), strict=True):
+        assert axes.get_xlabel() == "accuracy, 95% interval"
+        assert axes.get_yticks().tolist() == list(range(tasks))
+        intervals = [c for c in axes.collections if isinstance(c, LineCollection)]
+        for name, method, drawn in zip(names, METHODS, intervals, strict=True):
+            part = table[(table["method"] == method) & (table["prompt"] == prompt)]
+            dots = line_of(axes, name)
+            np.testing.assert_array_equal(dots.get_xdata(), part["value"])
+            np.testing.assert_array_equal(np.round(dots.get_ydata()), range(tasks))
+            ends = np.array(drawn.get_segments())
+            np.testing.assert_allclose(ends[:, :, 0], part[["ci_low", "ci_high"]])
+            np.testing.assert_allclose(ends[:, 0, 1], dots.get_ydata())
+        heights = [float(np.ravel(line_of(axes, name).get_ydata())[0]) for name in names]
+        assert heights == sorted(heights)  # in the order of the legend, downwards
+        icl = table[table["method"] == "icl"]
+        bars = [line for line in axes.lines if line.get_color() == "black"]
+        assert [bar.get_xdata()[0] for bar in bars] == icl["value"].tolist()
+        boxes = [p for p in axes.patches if isinstance(p, Rectangle)]
+        ends = [(box.get_x(), box.get_x() + box.get_width()) for box in boxes]
+        np.testing.assert_allclose(ends, icl[["ci_low", "ci_high"]])
+
+
+def test_other_metrics_and_methods_can_be_drawn() -> None:
+    table = results(2, "cross_entropy")
+    table.loc[table["method"] == "permuted", "method"] = "icv"
+    table["value"] *= 5
+    table = table[table["prompt"] != "shuffled"]
+    figure = figures.method_dots(table, metric="cross_entropy")
+    draw(figure)
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == "cross-entropy (nats), 95% interval"
+    assert legend_of(figure)[-1] == "icv"
+    assert axes.get_xlim()[1] > table["value"].max()
+
+
+def test_a_metric_that_was_not_measured_is_named() -> None:
+    with pytest.raises(
+        UnknownNameError, match=r"no 'fidelity' on zero or shuffled.*\['accuracy'\]"
+    ):
+        figures.method_dots(results(), metric="fidelity")
+
+
+# --- layers, weights, training --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tasks", [1, 5])
+def test_layer_profiles_have_a_panel_for_each_task(tasks: int) -> None:
+    layers = np.arange(6)
+    table = pd.concat(
+        DataFrame({"task": f"t{task}", "layer": layers, "score": score, "share": share})
+        for task in range(tasks)
+        for score, share in (("aie", layers / 15), ("contribution", layers[::-1] / (15 + task)))
+    )
+    figure = figures.layer_profiles(table.sample(frac=1, random_state=0).sort_values("task"))
+    draw(figure)
+    assert [axes.get_title() for axes in figure.axes] == [f"t{task}" for task in range(tasks)]
+    for task, axes in enumerate(figure.axes):
+        np.testing.assert_array_equal(line_of(axes, "AIE").get_xdata(), layers)
+        np.testing.assert_allclose(line_of(axes, "AIE").get_ydata(), layers / 15)
+        other = line_of(axes, "LTV contribution").get_ydata()
+        np.testing.assert_allclose(other, layers[::-1] / (15 + task))
+    assert figure.get_supxlabel() == "layer"
+    assert figure.get_supylabel() == "share of positive score"
+    assert legend_of(figure) == ["AIE", "LTV contribution"]
+
+
+def test_weight_travel_shows_weights_that_stay_and_weights_that_move() -> None:
+    travel, weights = travel_tables(start=0.0)
+    figure = figures.weight_travel(travel, weights)
+    draw(figure)
+    paper, ours, distance = figure.axes
+    assert paper.get_title() == "paper\nr = 1.00, seeds: 2"
+    assert ours.get_title() == "ours\nall start at one value, seeds: 2"
+    for axes, preset in ((paper, "paper"), (ours, "ours")):
+        part = weights[weights["preset"] == preset]
+        points = axes.lines[-1]
+        np.testing.assert_array_equal(points.get_xdata(), part["start"])
+        np.testing.assert_array_equal(points.get_ydata(), part["end"])
+        assert axes.get_xlabel() == "weight at the start"
+        assert axes.get_xlim() == axes.get_ylim()
+    assert distance.get_title() == "distance from the start"
+    assert distance.get_ylabel() == r"$\|\omega - \omega_0\|$"
+    drawn = [line for line in distance.lines if len(line.get_xdata()) > 2]
+    assert len(drawn) == 4
+    expected = [part["travel"] for _, part in travel.groupby(["preset", "seed"], sort=False)]
+    for line, travelled in zip(drawn, expected, strict=True):
+        np.testing.assert_array_equal(line.get_ydata(), travelled)
+    assert legend_of(figure) == ["paper", r"$\|\omega_0\|$, paper", "ours"]
+    norm = travel[(travel["preset"] == "paper") & (travel["step"] == 0)]["norm"].mean()
+    assert line_of(distance, r"$\|\omega_0\|$, paper").get_ydata()[0] == norm
+
+
+def test_correlations_that_differ_between_seeds_are_given_as_a_range() -> None:
+    travel, weights = travel_tables(start=0.0)
+    flipped = (weights["preset"] == "paper") & (weights["seed"] == 1)
+    weights.loc[flipped, "end"] *= -1
+    figure = figures.weight_travel(travel, weights)
+    assert figure.axes[0].get_title() == "paper\nr = -1.00 to 1.00, seeds: 2"
+
+
+def test_weight_tables_must_name_the_same_presets() -> None:
+    travel, weights = travel_tables(start=1.0)
+    with pytest.raises(UnknownNameError, match=r"presets \['paper', 'ours'\].*\['ours'\]; both"):
+        figures.weight_travel(travel, weights[weights["preset"] == "ours"])
+
+
+def test_training_history_marks_the_lowest_validation_loss() -> None:
+    validation = [np.nan, 3.0, np.nan, 1.0, 1.5]
+    train = [4.0, 3.0, 2.0, 1.0, 0.5]
+    table = DataFrame({"step": [1, 2, 3, 4, 5], "train_loss": train, "validation_loss": validation})
+    figure = figures.training_history(table)
+    draw(figure)
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == "step"
+    assert axes.get_ylabel() == "loss (nats)"
+    assert line_of(axes, "training").get_ydata().tolist() == train
+    assert line_of(axes, "validation").get_xdata().tolist() == [2, 4, 5]
+    best = line_of(axes, "lowest, step 4")
+    assert (best.get_xdata(), best.get_ydata()) == ([4], [1.0])
+    never_validated = figures.training_history(table.assign(validation_loss=np.nan))
+    draw(never_validated)
+    assert legend_of(never_validated) == ["training", "validation"]
+
+
+# --- all ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("function", "table", "column"),
+    [
+        (figures.overlap_curve, curve(), "chance_low"),
+        (figures.method_dots, results(), "ci_high"),
+        (figures.training_history, DataFrame({"step": [1], "train_loss": [1.0]}), None),
+        (figures.layer_profiles, DataFrame({"task": [], "layer": [], "score": []}), None),
+        (
+            lambda table: figures.weight_travel(table, travel_tables(0)[1]),
+            travel_tables(0)[0],
+            "norm",
+        ),
+    ],
+)
+def test_a_missing_column_is_named(function: Any, table: DataFrame, column: str | None) -> None:
+    missing = column or {3: "share", 2: "validation_loss"}[len(table.columns)]
+    with pytest.raises(UnknownNameError, match=rf"table lacks \['{missing}'\]; expected \["):
+        function(table.drop(columns=[column] if column else []))
+
+
+def test_drawing_leaves_no_global_state() -> None:
+    before = dict(mpl.rcParams)
+    for _ in range(2):
+        figures.overlap_curve(curve())
+    with pytest.raises(UnknownNameError):
+        figures.overlap_curve(DataFrame())
+    assert dict(mpl.rcParams) == before
+    assert pyplot.get_fignums() == []
