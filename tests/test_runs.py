@@ -177,14 +177,14 @@ def test_a_killed_process_leaves_no_half_step(tmp_path: Path) -> None:
         import os, signal
         from pathlib import Path
         from tvlens import runs
-        write = runs._write
+        write = runs.write
         def killed_at_index(path, content):
             if path.name == runs._INDEX:
                 os.kill(os.getpid(), signal.SIGKILL)
             write(path, content)
         with runs.Run.open({str(tmp_path)!r}, "study", {{}}) as run:
             run.step("done", lambda: {{"value": 1}})
-            runs._write = killed_at_index
+            runs.write = killed_at_index
             run.step("half", lambda: {{"value": 2}})
     """
     process = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False)

@@ -1,7 +1,7 @@
 """Every exception that tvlens raises for a reason a user can cause.
 
-All derive from `TvlensError`, so `except tvlens.errors.TvlensError` catches exactly what tvlens says on purpose.
-Messages name the object, what was expected, what came, and the remedy.
+All derive from `TvlensError`, so `except tvlens.errors.TvlensError` catches exactly what tvlens
+says on purpose. Messages name the object, what was expected, what came, and the remedy.
 """
 
 

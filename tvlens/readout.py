@@ -1,6 +1,6 @@
 """What a model's output at the query position is worth: where modalities differ above the model."""
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,6 +19,7 @@ class Measure(NamedTuple):
     higher_is_better: bool
 
 
+@runtime_checkable
 class Readout(Protocol):
     """Turns outputs into a loss to train on, a score to measure effects in, and measures.
 

@@ -14,20 +14,15 @@ import json
 import os
 import platform
 import re
-import shutil
-import struct
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
 
-import pandas as pd
-import safetensors.torch
 from filelock import BaseFileLock, FileLock, Timeout
 from matplotlib import pyplot, rc_context
 from matplotlib.figure import Figure
@@ -35,12 +30,12 @@ from pandas import DataFrame
 from torch import Tensor
 
 from tvlens.errors import RunError
+from tvlens.storage import OWN, encode, encode_json, encode_tensors, read, remove, replacing, write
 
 JSON: TypeAlias = dict[str, Any] | list[Any] | tuple[Any, ...] | str | int | float | bool | None
 """A value that JSON can hold; no NaN. Tuples come back as lists."""
 
-_OWN = ".tvlens-"  # begins the names of the lock, of temporary files and of a step's index
-_INDEX = f"{_OWN}step.json"
+_INDEX = f"{OWN}step.json"
 _PACKAGES = ("tvlens", "torch", "transformer-lens", "transformers", "numpy", "pandas")
 
 
@@ -86,15 +81,15 @@ class Run:
                 is still running; or it cannot be made or written.
         """
         asked = {"command": command, "config": config, "data": data or {}, "seeds": seeds or []}
-        identity = json.loads(_encode_json(f"the configuration of {command!r}", asked))
+        identity = json.loads(encode_json(f"the configuration of {command!r}", asked))
         folder = Path(folder)
         lock = _lock(folder)
         try:
-            for leftover in list(folder.rglob(f"{_OWN}tmp-*")):
-                _remove(leftover)
+            for leftover in list(folder.rglob(f"{OWN}tmp-*")):
+                remove(leftover)
             manifest = _new_manifest(identity)
             if (folder / "manifest.json").exists():
-                earlier = _read(folder / "manifest.json", None, "choose another --out")
+                earlier = read(folder / "manifest.json", None, "choose another --out")
                 _refuse_different(folder, earlier, manifest, [*identity])
                 manifest = _resume(earlier, manifest)
             run = cls(folder, manifest, lock)
@@ -161,11 +156,11 @@ class Run:
             outputs = compute()
             self._save_step(folder, name, outputs, round(time.perf_counter() - start, 3))
         remedy = f"delete '{folder}'"
-        index = _read(folder / _INDEX, None, remedy)
+        index = read(folder / _INDEX, None, remedy)
         self.manifest["timings"][name] = index["seconds"]
         self._write_manifest()
         files = index["outputs"].items()
-        return {key: _read(folder / file, digest, remedy) for key, (file, digest) in files}
+        return {key: read(folder / file, digest, remedy) for key, (file, digest) in files}
 
     def write_table(self, name: str, table: DataFrame) -> Path:
         """Returns the path of `name.csv`, written with `name.parquet` beside it; drops the index.
@@ -174,9 +169,9 @@ class Run:
             RunError: the table cannot be stored or the files cannot be written.
         """
         path = self._path(f"{name}.csv")
-        _write(path.with_suffix(".parquet"), _encode(f"table {name!r}", table, {})[1])
+        write(path.with_suffix(".parquet"), encode(f"table {name!r}", table, {})[1])
         # Without a float_format pandas writes the shortest text that reads back as the same number.
-        _write(path, table.to_csv(index=False, lineterminator="\n").encode())
+        write(path, table.to_csv(index=False, lineterminator="\n").encode())
         return path
 
     def write_tensors(
@@ -188,7 +183,7 @@ class Run:
             RunError: the file cannot be written.
         """
         path = self._path(f"{name}.safetensors")
-        _write(path, _encode_tensors(tensors, metadata or {}))
+        write(path, encode_tensors(tensors, metadata or {}))
         return path
 
     def write_figure(self, name: str, figure: Figure) -> Path:
@@ -204,7 +199,7 @@ class Run:
             buffer = io.BytesIO()
             with rc_context({"pdf.fonttype": 42}):  # keeps the letters in the PDF searchable
                 figure.savefig(buffer, format=kind, dpi=200, bbox_inches="tight", metadata=details)
-            _write(path.with_suffix(f".{kind}"), buffer.getvalue())
+            write(path.with_suffix(f".{kind}"), buffer.getvalue())
         pyplot.close(figure)
         return path
 
@@ -213,18 +208,18 @@ class Run:
     ) -> None:
         saved: dict[str, list[str]] = {}
         origin = {"step": name, "command": self.manifest["command"]}
-        with _replacing(folder) as temporary:
+        with replacing(folder) as temporary:
             for key, value in outputs.items():
-                suffix, content = _encode(f"output {key!r} of step {name!r}", value, origin)
+                suffix, content = encode(f"output {key!r} of step {name!r}", value, origin)
                 file = self._path("steps", name, f"{key}{suffix}").name
-                _write(temporary / file, content)
+                write(temporary / file, content)
                 saved[key] = [file, hashlib.sha256(content).hexdigest()]
-            index = _encode_json(f"step {name!r}", {"seconds": seconds, "outputs": saved})
-            _write(temporary / _INDEX, index)
+            index = encode_json(f"step {name!r}", {"seconds": seconds, "outputs": saved})
+            write(temporary / _INDEX, index)
 
     def _write_manifest(self) -> None:
         self.manifest["peak_memory_gib"] = peak_memory_gib()
-        _write(self.folder / "manifest.json", _encode_json("the manifest", self.manifest))
+        write(self.folder / "manifest.json", encode_json("the manifest", self.manifest))
 
     def _path(self, *names: str) -> Path:
         if not self._lock.is_locked:
@@ -250,10 +245,10 @@ def peak_memory_gib() -> float | None:
 
 
 def _lock(folder: Path) -> BaseFileLock:
-    lock = FileLock(folder / f"{_OWN}lock", timeout=0)
+    lock = FileLock(folder / f"{OWN}lock", timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        names = sorted(path.name for path in folder.iterdir() if not path.name.startswith(_OWN))
+        names = sorted(path.name for path in folder.iterdir() if not path.name.startswith(OWN))
         if not names or "manifest.json" in names:
             lock.acquire()
             return lock
@@ -319,77 +314,3 @@ def _version(package: str) -> str:
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def _encode(what: str, value: Any, metadata: Mapping[str, str]) -> tuple[str, bytes]:
-    if isinstance(value, DataFrame):
-        if value.index.names != [None]:
-            raise RunError(f"{what} has a named index, which is not saved; use reset_index()")
-        try:
-            return ".parquet", value.to_parquet(None, index=False)
-        except (ValueError, TypeError) as error:
-            raise RunError(f"{what} cannot be stored as Parquet: {error}") from error
-    if isinstance(value, Mapping) and value and all(isinstance(t, Tensor) for t in value.values()):
-        return ".safetensors", _encode_tensors(value, metadata)
-    return ".json", _encode_json(what, value)
-
-
-def _encode_json(what: str, value: Any) -> bytes:
-    try:
-        text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False)
-    except (ValueError, TypeError) as error:
-        raise RunError(f"{what} cannot be stored as JSON: {error}") from error
-    return f"{text}\n".encode()
-
-
-def _encode_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    plain = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
-    content = safetensors.torch.save(plain, metadata=dict(metadata))
-    # safetensors writes metadata in random order; sorting the header makes equal runs equal bytes.
-    end = 8 + struct.unpack("<Q", content[:8])[0]
-    header = json.dumps(json.loads(content[8:end]), sort_keys=True).encode()
-    header += b" " * (-len(header) % 8)
-    return struct.pack("<Q", len(header)) + header + content[end:]
-
-
-def _read(path: Path, digest: str | None, remedy: str) -> Any:
-    try:
-        content = path.read_bytes()
-        if digest is not None and hashlib.sha256(content).hexdigest() != digest:
-            raise ValueError("it does not hold what was saved")
-        if path.suffix == ".parquet":
-            return pd.read_parquet(io.BytesIO(content))
-        return json.loads(content) if path.suffix == ".json" else safetensors.torch.load(content)
-    except (OSError, ValueError) as error:
-        message = f"'{path}' is damaged: {error}; {remedy} and run the same command again"
-        raise RunError(message) from error
-
-
-def _write(path: Path, content: bytes) -> None:
-    with _replacing(path) as temporary:
-        temporary.write_bytes(content)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary path, which becomes `path` if the block ends well and vanishes if not."""
-    temporary = path.with_name(f"{_OWN}tmp-{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException as error:
-        _remove(temporary)
-        if isinstance(error, OSError) and not isinstance(error, RunError):
-            raise RunError(
-                f"'{path}' cannot be written: {error.strerror or error}; make room or permit "
-                "writing there, then run the same command again to resume"
-            ) from error
-        raise
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    elif path.exists():
-        path.unlink()

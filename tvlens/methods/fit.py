@@ -18,9 +18,9 @@ from tvlens.errors import NumericalError, RunError, TaskError
 from tvlens.heads import HeadMeans
 from tvlens.lens import Lens
 from tvlens.methods.ltv import Granularity, LearnableTaskVector, Start
+from tvlens.storage import load_tensors, save_tensors
 from tvlens.tasks.prompts import PromptKind, Prompts
 from tvlens.tasks.task import Task
-from tvlens.tensorfile import load_tensors, save_tensors
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from tvlens.errors import NumericalError, ShapeError, UnknownNameError
 from tvlens.heads import HeadMeans
 from tvlens.headsets import top_heads
 from tvlens.methods.vector import TaskVector
-from tvlens.tensorfile import load_tensors, save_tensors
+from tvlens.storage import load_tensors, save_tensors
 
 Granularity = Literal["head", "block"]
 Start = Literal["zero", "normal"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from tvlens.edits import AddToResidual
 from tvlens.errors import NumericalError, ShapeError
 from tvlens.lens import Lens
-from tvlens.tensorfile import load_tensors, save_tensors
+from tvlens.storage import load_tensors, save_tensors
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,229 @@
+"""Measures on logits, and the intervals of their means. Pure functions: no model, no files."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Real
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tvlens.errors import NumericalError, ShapeError, TvlensError
+
+Statistic = Callable[..., Any]
+"""Maps an array to a number along `axis`, as `numpy.mean` and `numpy.median` do."""
+
+PromptValues = Real[Tensor | np.ndarray, " prompt"] | Bool[Tensor | np.ndarray, " prompt"]
+
+# Bound on each scratch array, in elements: 4 Mi of float64 are 32 MiB.
+_MAX_ELEMENTS = 1 << 22
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its confidence interval; `n` is the number of prompts behind it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def map(self, transform: Callable[[float], float]) -> "Interval":
+        """The interval of `transform(value)` for a monotone transform: the ends map with the value.
+
+        Perplexity, for example, is `cross_entropy.map(math.exp)`; a decreasing transform swaps the
+        ends.
+        """
+        low, high = sorted((float(transform(self.low)), float(transform(self.high))))
+        return Interval(float(transform(self.value)), low, high, self.n)
+
+
+def target_log_prob(
+    logits: Float[Tensor, "*batch d_vocab"], target: Int[Tensor, "*batch"]
+) -> Float[Tensor, "*batch"]:
+    """Log-probability of each target token, in nats; the cross-entropy is minus this.
+
+    Computed in float32 (float64 for float64 logits) whatever the model's precision, differentiable.
+
+    Raises:
+        NumericalError: A row of logits holds NaN or +inf.
+        ShapeError: A target is not a token of the vocabulary.
+    """
+    _check_logits(logits, "logits", target)
+    return _log_softmax(logits).gather(-1, target.long().unsqueeze(-1)).squeeze(-1)
+
+
+def is_top1(
+    logits: Float[Tensor, "*batch d_vocab"], target: Int[Tensor, "*batch"]
+) -> Bool[Tensor, "*batch"]:
+    """True where greedy decoding would emit the target; a tie goes to the lowest token id.
+
+    Raises:
+        NumericalError: A row of logits holds NaN or +inf.
+        ShapeError: A target is not a token of the vocabulary.
+    """
+    _check_logits(logits, "logits", target)
+    return logits.argmax(dim=-1) == target
+
+
+def kl_divergence(
+    reference_logits: Float[Tensor, "*batch d_vocab"], logits: Float[Tensor, "*batch d_vocab"]
+) -> Float[Tensor, "*batch"]:
+    """KL(p_reference ‖ p) of the two next-token distributions, in nats.
+
+    Over the whole vocabulary, or over a task's label tokens alone when both arguments hold only
+    those columns. Tokens of zero reference probability (a logit of -inf) count nothing.
+
+    Raises:
+        NumericalError: A row of either argument holds NaN or +inf.
+    """
+    _check_logits(reference_logits, "reference_logits")
+    _check_logits(logits, "logits")
+    reference = _log_softmax(reference_logits)
+    probability = reference.exp()
+    difference = (reference - _log_softmax(logits)).masked_fill(probability == 0, 0.0)
+    # Rounding can leave a few 1e-8 below zero where the two distributions agree.
+    return (probability * difference).sum(dim=-1).clamp(min=0.0)
+
+
+def bootstrap_mean(
+    values: PromptValues,
+    *,
+    statistic: Statistic = np.mean,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """The mean over prompts with its percentile-bootstrap interval, prompts being resampled.
+
+    One value, or values that are all equal, show no spread to resample: low and high then equal the
+    value, which says nothing about certainty. The same seed gives the same interval, the one
+    `scipy.stats.bootstrap(method="percentile")` gives for it.
+
+    Args:
+        values: One number per prompt; booleans count as 0 and 1.
+        statistic: What to compute instead of the mean, called with `axis=-1`.
+        confidence: Share of the bootstrap distribution between low and high.
+        resamples: Number of bootstrap samples.
+        seed: Seed of the resampling.
+
+    Raises:
+        ShapeError: There is no value.
+        NumericalError: A value is not finite.
+    """
+    data = _finite_values(values)
+    tails = _tails(confidence, resamples)
+    estimates = np.concatenate(
+        [
+            np.asarray(statistic(data[index], axis=-1))
+            for index in _resampled_prompts(len(data), resamples, seed)
+        ]
+    )
+    low, high = np.quantile(estimates, tails)
+    return Interval(float(statistic(data, axis=-1)), float(low), float(high), len(data))
+
+
+def bootstrap_mean_axis(
+    values: Float[Tensor | np.ndarray, "prompt layer head"],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "layer head"], Float[Tensor, "layer head"]]:
+    """Mean, low and high of every head over prompts: `bootstrap_mean` for a whole head map.
+
+    All heads share the resampled prompts, and each gets the interval that `bootstrap_mean` gives
+    its column. Computed in float64 on the CPU, returned there in the dtype of `values`, at least
+    float32. Scratch memory is bounded whatever the number of prompts and heads.
+
+    Raises:
+        ShapeError: There is no prompt.
+        NumericalError: A value is not finite.
+    """
+    dtype = torch.promote_types(torch.as_tensor(values[:0]).dtype, torch.float32)
+    data = _finite_values(values)
+    tails = _tails(confidence, resamples)
+    n_prompts, shape = len(data), data.shape[1:]
+    columns = data.reshape(n_prompts, -1)
+    # Measured from the first prompt, equal values stay exactly equal through the matrix product.
+    origin = columns[0]
+    bounds = np.empty((2, columns.shape[1]))
+    width = max(1, _MAX_ELEMENTS // resamples)
+    for start in range(0, columns.shape[1], width):
+        block = slice(start, start + width)
+        shifted = columns[:, block] - origin[block]
+        means = np.concatenate(
+            [
+                _counts(index, n_prompts) @ shifted / n_prompts
+                for index in _resampled_prompts(n_prompts, resamples, seed)
+            ]
+        )
+        bounds[:, block] = np.quantile(means, tails, axis=0) + origin[block]
+    mean = origin + (columns - origin).mean(axis=0)
+    mean, low, high = (torch.from_numpy(x.reshape(shape)).to(dtype) for x in (mean, *bounds))
+    return mean, low, high
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
+
+
+def _check_logits(logits: Tensor, name: str, target: Tensor | None = None) -> None:
+    # The maximum carries NaN and +inf along, and -inf only where a whole row is masked out.
+    broken = ~torch.isfinite(logits.detach().amax(dim=-1)).reshape(-1)
+    if broken.any():
+        raise NumericalError(
+            f"{name} are NaN or infinite in {int(broken.sum())} of {broken.numel()} rows (first: "
+            f"row {int(broken.nonzero()[0])}): a finite maximum is needed in every row; look for "
+            "NaN in weights, a diverged vector, or an overflow of the model's precision"
+        )
+    d_vocab = logits.shape[-1]
+    if target is not None and (outside := (target < 0) | (target >= d_vocab)).any():
+        raise ShapeError(
+            f"target token {int(target[outside][0])} is outside the vocabulary of the logits "
+            f"(0 to {d_vocab - 1}): tokenise the answers with the model's own tokenizer"
+        )
+
+
+def _finite_values(values: Tensor | NDArray[Any]) -> NDArray[np.float64]:
+    if isinstance(values, Tensor):
+        values = values.detach().to("cpu", torch.float64).numpy()
+    data = np.asarray(values, dtype=np.float64)
+    if data.size == 0:
+        raise ShapeError(
+            f"values of shape {list(data.shape)} hold nothing to average: a bootstrap interval "
+            "needs at least one prompt; look for a filter that removed them all"
+        )
+    broken = np.argwhere(~np.isfinite(data))
+    if len(broken):
+        raise NumericalError(
+            f"{len(broken)} of {data.size} values are not finite (first: {data[tuple(broken[0])]} "
+            f"at prompt {broken[0][0]}): drop these prompts by name or mend what produced them"
+        )
+    return data
+
+
+def _tails(confidence: float, resamples: int) -> tuple[float, float]:
+    if not 0 < confidence < 1 or resamples < 1:
+        raise TvlensError(
+            f"confidence={confidence}, resamples={resamples}: a bootstrap interval needs a "
+            "confidence between 0 and 1 and at least 1 resample, for example 0.95 and 2000"
+        )
+    return (1 - confidence) / 2, (1 + confidence) / 2
+
+
+def _resampled_prompts(n: int, resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Prompt indices `[resample, prompt]` in blocks; the blocks together do not depend on size."""
+    generator = np.random.default_rng(seed)
+    rows = max(1, _MAX_ELEMENTS // n)
+    for start in range(0, resamples, rows):
+        yield generator.integers(0, n, size=(min(rows, resamples - start), n))
+
+
+def _counts(index: NDArray[np.int64], n: int) -> NDArray[np.float64]:
+    """How often each of `n` prompts occurs in each resample, `[resample, prompt]`."""
+    rows = len(index)
+    offsets = index + n * np.arange(rows)[:, None]
+    return np.bincount(offsets.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)

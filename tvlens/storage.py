@@ -1,0 +1,149 @@
+"""Files written whole or not at all: JSON, Parquet and safetensors, never pickle."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import safetensors.torch
+from pandas import DataFrame
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tvlens.errors import RunError
+
+OWN = ".tvlens-"
+"""Begins the names of temporary files, locks and indices."""
+
+
+def save_tensors(
+    path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
+) -> None:
+    """Write tensors and JSON-able metadata to one file, whole or not at all.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    texts = {key: json.dumps(value) for key, value in metadata.items()}
+    write(Path(path), encode_tensors(tensors, texts))
+
+
+def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of a file written by `save_tensors`.
+
+    Raises:
+        RunError: the file is missing, truncated or not safetensors.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = {key: json.loads(text) for key, text in (file.metadata() or {}).items()}
+    except (OSError, SafetensorError, ValueError) as error:
+        raise RunError(
+            f"cannot read {path}: {error}; expected a whole safetensors file written by tvlens; "
+            "delete it and make it again"
+        ) from error
+    return tensors, metadata
+
+
+def encode(what: str, value: Any, metadata: Mapping[str, str]) -> tuple[str, bytes]:
+    """File suffix and content of a DataFrame, of tensors by name, or of a JSON value.
+
+    Raises:
+        RunError: `value`, called `what` in the message, cannot be stored.
+    """
+    if isinstance(value, DataFrame):
+        if value.index.names != [None]:
+            raise RunError(f"{what} has a named index, which is not saved; use reset_index()")
+        try:
+            return ".parquet", value.to_parquet(None, index=False)
+        except (ValueError, TypeError) as error:
+            raise RunError(f"{what} cannot be stored as Parquet: {error}") from error
+    if isinstance(value, Mapping) and value and all(isinstance(t, Tensor) for t in value.values()):
+        return ".safetensors", encode_tensors(value, metadata)
+    return ".json", encode_json(what, value)
+
+
+def encode_json(what: str, value: Any) -> bytes:
+    """JSON text of `value`.
+
+    Raises:
+        RunError: `value`, called `what` in the message, cannot be stored.
+    """
+    try:
+        text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False)
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{what} cannot be stored as JSON: {error}") from error
+    return f"{text}\n".encode()
+
+
+def encode_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Content of a safetensors file; the same tensors and metadata give the same bytes."""
+    plain = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
+    content = safetensors.torch.save(plain, metadata=dict(metadata))
+    # safetensors writes metadata in random order; sorting the header makes equal runs equal bytes.
+    end = 8 + struct.unpack("<Q", content[:8])[0]
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)
+    return struct.pack("<Q", len(header)) + header + content[end:]
+
+
+def read(path: Path, digest: str | None, remedy: str) -> Any:
+    """What a file written by `encode` holds; checked against its SHA-256 where one is given.
+
+    Raises:
+        RunError: the file is missing or damaged; the message gives the remedy.
+    """
+    try:
+        content = path.read_bytes()
+        if digest is not None and hashlib.sha256(content).hexdigest() != digest:
+            raise ValueError("it does not hold what was saved")
+        if path.suffix == ".parquet":
+            return pd.read_parquet(io.BytesIO(content))
+        return json.loads(content) if path.suffix == ".json" else safetensors.torch.load(content)
+    except (OSError, ValueError) as error:
+        message = f"'{path}' is damaged: {error}; {remedy} and run the same command again"
+        raise RunError(message) from error
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a temporary path, which becomes `path` if the block ends well and vanishes if not."""
+    temporary = path.with_name(f"{OWN}tmp-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException as error:
+        remove(temporary)
+        if isinstance(error, OSError) and not isinstance(error, RunError):
+            raise RunError(
+                f"'{path}' cannot be written: {error.strerror or error}; make room or permit "
+                "writing there, then run the same command again to resume"
+            ) from error
+        raise
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    elif path.exists():
+        path.unlink()
