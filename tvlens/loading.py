@@ -24,7 +24,7 @@ def load(
     tokenizer: Any = None,
     backend: BackendKind = "bridge",
     dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     name: str | None = None,
 ) -> Lens:
     """A lens on a model, checked on a short prompt.
@@ -40,7 +40,7 @@ def load(
         backend: "bridge" (TransformerBridge) or "hooked" (HookedTransformer, transformer-lens 3);
             ignored for a model of your own that is one of the two.
         dtype: weights' type; ignored for a model of your own.
-        device: where the model is put.
+        device: where the model is put; None leaves it where it is, which is the CPU for a name.
         name: what tables and manifests call the model.
 
     Raises:
@@ -50,7 +50,7 @@ def load(
     """
     if backend not in ("bridge", "hooked"):
         raise UnknownNameError(f"unknown backend {backend!r}; expected 'bridge' or 'hooked'")
-    wrapped = _already_wrapped(model, name)
+    wrapped = _already_wrapped(model, name, tokenizer)
     if wrapped is None:
         hf_model, hf_tokenizer, found = _huggingface(model, tokenizer, dtype)
         label = name or found
@@ -61,23 +61,19 @@ def load(
         else:
             inner = bridge_from_huggingface(hf_model, hf_tokenizer, dtype, label)
             wrapped = BridgeBackend(inner, label)
-        tokenizer = hf_tokenizer
-    elif tokenizer is None:
-        tokenizer = wrapped.tokenizer
-    else:
-        wrapped.model.tokenizer = tokenizer
-    wrapped.model.to(torch.device(device))
-    prefix = () if tokenizer is None else tuple(special_prefix(tokenizer))
+    if device is not None:
+        wrapped.model.to(torch.device(device), print_details=False)
+    prefix = () if wrapped.tokenizer is None else tuple(special_prefix(wrapped.tokenizer))
     return Lens(wrapped, choose_engine(wrapped), FirstToken(), prefix)
 
 
-def _already_wrapped(model: Any, name: str | None) -> Backend | None:
+def _already_wrapped(model: Any, name: str | None, tokenizer: Any) -> Backend | None:
     kinds = {type_.__name__ for type_ in type(model).__mro__}
     label = name or getattr(getattr(model, "cfg", None), "model_name", None) or type(model).__name__
     if "HookedTransformer" in kinds:
-        return HookedBackend(model, label)
+        return HookedBackend(model, label, tokenizer)
     if "TransformerBridge" in kinds:
-        return BridgeBackend(model, label)
+        return BridgeBackend(model, label, tokenizer)
     return None
 
 

@@ -58,13 +58,16 @@ class Backend(ABC):
     Attributes:
         model: the HookedTransformer or TransformerBridge underneath.
         name: what the model is called in tables and manifests.
+        tokenizer: turns prompts into tokens; None where the model has none.
     """
 
     kind: str
 
-    def __init__(self, model: Any, name: str) -> None:
+    def __init__(self, model: Any, name: str, tokenizer: Any = None) -> None:
+        """A backend over `model`, with its own tokenizer unless another one is given."""
         self.model = model
         self.name = name
+        self.tokenizer = model.tokenizer if tokenizer is None else tokenizer
 
     @property
     def n_layer(self) -> int:
@@ -89,10 +92,6 @@ class Backend(ABC):
     @property
     def n_ctx(self) -> int:
         return int(self.model.cfg.n_ctx)
-
-    @property
-    def tokenizer(self) -> Any:
-        return self.model.tokenizer
 
     @property
     def device(self) -> torch.device:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tvlens.errors import ModelError
 from tvlens.models.backend import Anatomy, Backend, Block, UnknownArchitectureError
+from tvlens.models.encode import special_prefix
 
 
 class BridgeBackend(Backend):
@@ -54,17 +55,28 @@ def bridge_from_huggingface(hf_model: Any, tokenizer: Any, dtype: torch.dtype, n
     Raises:
         ModelError: transformer-lens has no bridge for this architecture.
     """
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
     from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedTokenizerFast
 
+    # transformer-lens reads a tokenizer anew from where it came from, alters it, and looks for one
+    # on a hub where there is none. A stand-in keeps it from all three.
+    words = Tokenizer(WordLevel({"a": 0}, unk_token="a"))
+    stand_in = PreTrainedTokenizerFast(tokenizer_object=words)
     try:
-        return TransformerBridge.boot_transformers(
-            name, hf_model=hf_model, tokenizer=tokenizer, dtype=dtype, device="cpu"
+        bridge = TransformerBridge.boot_transformers(
+            name, hf_model=hf_model, tokenizer=stand_in, dtype=dtype, device="cpu"
         )
     except (NotImplementedError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise ModelError(
             f"TransformerBridge cannot wrap a {type(hf_model).__name__}: {error}; "
             "see transformer-lens' list of supported architectures"
         ) from error
+    bridge.tokenizer = None
+    bridge.tokenizer = tokenizer
+    bridge.cfg.tokenizer_prepends_bos = tokenizer is not None and bool(special_prefix(tokenizer))
+    return bridge
 
 
 def _refuse_unknown(config: Any, model: Any) -> None:

@@ -9,9 +9,12 @@ from tvlens.models.batch import Batch
 
 def special_prefix(tokenizer: Any) -> list[int]:
     """Tokens that the tokenizer itself puts before a text, such as a beginning-of-text token."""
-    with_special = tokenizer("a").input_ids
-    without = tokenizer("a", add_special_tokens=False).input_ids
-    return list(with_special[: max(0, len(with_special) - len(without))])
+    with_special = list(tokenizer("a").input_ids)
+    without = list(tokenizer("a", add_special_tokens=False).input_ids)
+    starts = range(len(with_special) - len(without) + 1)
+    # Some tokenizers also put a token behind a text, which no prompt wants.
+    first = next((i for i in starts if with_special[i : i + len(without)] == without), 0)
+    return with_special[:first]
 
 
 def encode_text(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tvlens.errors import ModelError
 from tvlens.models.backend import Anatomy, Backend, Block, UnknownArchitectureError
+from tvlens.models.encode import special_prefix
 
 
 class HookedBackend(Backend):
@@ -73,7 +74,11 @@ def hooked_from_huggingface(hf_model: Any, tokenizer: Any, dtype: torch.dtype) -
             cfg = loading.get_pretrained_model_config(folder, dtype=dtype, device="cpu")
             _correct(cfg, config)
             state = loading.get_pretrained_state_dict(folder, cfg, hf_model, dtype=dtype)
-        model = HookedTransformer(cfg, tokenizer, move_to_device=False)
+        # It would read a tokenizer anew from where it came from, and alter it.
+        cfg.tokenizer_name = None
+        model = HookedTransformer(cfg, move_to_device=False)
+        model.tokenizer = tokenizer
+        cfg.tokenizer_prepends_bos = tokenizer is not None and bool(special_prefix(tokenizer))
         model.load_and_process_state_dict(
             state,
             fold_ln=False,
