@@ -1,10 +1,12 @@
 """How edited prompts are run: the interface that replay and whole forward passes share."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
+from typing_extensions import Self
 
 from tvlens.edits import Edit
 from tvlens.models.backend import Backend
@@ -25,8 +27,13 @@ class Reading(ABC):
         """`hook_z` of every head at the query position of the unedited prompts."""
 
     @abstractmethod
-    def rows(self, index: Int[Tensor, " chosen"]) -> "Reading":
+    def rows(self, index: Int[Tensor, " chosen"]) -> Self:
         """The reading of the prompts at `index` only, in that order."""
+
+    @classmethod
+    @abstractmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """The readings of several groups of prompts as one."""
 
 
 R = TypeVar("R", bound=Reading)

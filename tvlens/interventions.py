@@ -5,7 +5,7 @@ what `tvlens.replay` is tested against.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -129,6 +129,10 @@ class WholePrompts(Reading):
 
     def rows(self, index: Int[Tensor, " chosen"]) -> "WholePrompts":
         return WholePrompts(self.batch.take(index), self.heads[index])
+
+    @classmethod
+    def join(cls, parts: Sequence["WholePrompts"]) -> "WholePrompts":
+        return cls(Batch.join([p.batch for p in parts]), torch.cat([p.heads for p in parts]))
 
 
 class WholePassEngine(Engine[WholePrompts]):

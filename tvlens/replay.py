@@ -7,6 +7,7 @@ branches off the unedited row at the first layer it changes. The numbers are tho
 passes to float precision.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +57,25 @@ class Prefix(Reading):
             self.position[index],
             self.residual[:, index],
             self.heads[:, index],
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence["Prefix"]) -> "Prefix":
+        width = max(part.visible.shape[1] for part in parts)
+
+        def columns(tensors: list[Tensor], axis_after: int, at: int) -> Tensor:
+            after = (0, 0) * axis_after
+            widened = [pad(t, (*after, width - t.shape[-1 - axis_after], 0)) for t in tensors]
+            return torch.cat(widened, dim=at)
+
+        return cls(
+            Batch.join([part.batch for part in parts]),
+            columns([part.keys for part in parts], 1, at=1),
+            columns([part.values for part in parts], 1, at=1),
+            columns([part.visible for part in parts], 0, at=0),
+            torch.cat([part.position for part in parts]),
+            torch.cat([part.residual for part in parts], dim=1),
+            torch.cat([part.heads for part in parts], dim=1),
         )
 
 

@@ -194,11 +194,11 @@ def _read_pieces(lens: Lens, prompts: Sequence[Prompts], *, rows: int) -> Iterat
                 yield lens.engine.read(batch[first : min(first + rows, stop)])
 
 
-def _read(lens: Lens, prompts: Sequence[Prompts]) -> list[Reading]:
-    empty = next((p for p in prompts if not len(p)), None)
-    if not prompts or empty is not None:
+def _read(lens: Lens, prompts: Sequence[Prompts]) -> Reading:
+    if not prompts or not all(len(p) for p in prompts):
         raise TaskError("fit_ltv got no prompts of some kind; expected at least one of each")
-    return list(_read_pieces(lens, prompts, rows=lens.max_rows))
+    pieces = list(_read_pieces(lens, prompts, rows=lens.max_rows))
+    return type(pieces[0]).join(pieces)
 
 
 class _Trainer:
@@ -227,20 +227,17 @@ class _Trainer:
     def _edit(self) -> AddToResidual:
         return _add(self.ltv()[None])
 
-    def train_step(self, training: list[Reading]) -> float:
+    def train_step(self, training: Reading) -> float:
         if self.settings.top_k is not None and self.step == self.settings.steps // 2:
             self.ltv.keep_top(self.settings.top_k)
             # What was best with all heads does not count among vectors of k heads.
             self.best_loss, self.waited = float("inf"), 0
         self.adam.zero_grad()
-        total = 0.0
-        for reading, share in self._draw(training):
-            loss = self.lens.readout.loss(
-                self.lens.engine.run(reading, self._edit()), reading.batch
-            )
-            part = loss.mean() * share
-            part.backward()
-            total += float(part.detach())
+        reading = training.rows(self._draw())
+        outputs = self.lens.engine.run(reading, self._edit())
+        loss = self.lens.readout.loss(outputs, reading.batch).mean()
+        loss.backward()
+        total = float(loss.detach())
         self._require_finite(total)
         self.adam.step()
         if self.settings.l1:
@@ -250,23 +247,21 @@ class _Trainer:
         self.step += 1
         return total
 
-    def _draw(self, training: list[Reading]) -> Iterator[tuple[Reading, float]]:
-        """Rows of every reading, so that each step sees all kinds in their proportions."""
-        sizes = torch.tensor([len(reading) for reading in training], dtype=torch.float)
-        wanted = (sizes / sizes.sum() * self.settings.batch_size).round().clamp(min=1).int()
-        for reading, n in zip(training, wanted.tolist(), strict=True):
-            index: Int[Tensor, " chosen"] = torch.randperm(len(reading), generator=self.generator)[
-                :n
-            ]
-            yield reading.rows(index.to(self.ltv.omega.device)), len(index) / int(wanted.sum())
+    def _draw(self) -> Int[Tensor, " chosen"]:
+        """Prompts of one step: as many of every kind, without replacement."""
+        settings = self.settings
+        n_kinds, n = len(settings.kinds), settings.n_prompts
+        each = min(n, -(-settings.batch_size // n_kinds))
+        chosen = [
+            kind * n + torch.randperm(n, generator=self.generator)[:each] for kind in range(n_kinds)
+        ]
+        return torch.cat(chosen).to(self.ltv.omega.device)
 
-    def validate(self, validation: list[Reading], train_loss: float) -> None:
+    def validate(self, validation: Reading, train_loss: float) -> None:
         with torch.no_grad():
-            losses = [
-                self.lens.readout.loss(self.lens.engine.run(r, self._edit()), r.batch).flatten()
-                for r in validation
-            ]
-        loss = float(torch.cat(losses).double().mean())
+            outputs = self.lens.engine.run(validation, self._edit())
+            losses = self.lens.readout.loss(outputs, validation.batch)
+        loss = float(losses.double().mean())
         self._require_finite(loss)
         self.rows.append(
             {

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tvlens.errors import ShapeError
 
@@ -45,6 +46,23 @@ class Batch:
         """The prompts at `index`, in that order."""
         answers = tuple(self.answers[i] for i in index.tolist())
         return self._map(lambda tensor: tensor[index], answers)
+
+    @classmethod
+    def join(cls, parts: Sequence["Batch"]) -> "Batch":
+        """The prompts of several batches, padded on the left to the widest of them."""
+        width = max(part.inputs.shape[1] for part in parts)
+        added = [width - part.inputs.shape[1] for part in parts]
+
+        def widen(tensors: list[Tensor]) -> Tensor:
+            return torch.cat([pad(t, (n, 0)) for t, n in zip(tensors, added, strict=True)])
+
+        return cls(
+            widen([part.inputs for part in parts]),
+            widen([part.mask for part in parts]),
+            torch.cat([part.query + n for part, n in zip(parts, added, strict=True)]),
+            torch.cat([part.target for part in parts]),
+            tuple(answer for part in parts for answer in part.answers),
+        )
 
     def require_query_last(self) -> None:
         """Refuse a batch in which something follows a query position.
