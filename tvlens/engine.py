@@ -6,7 +6,6 @@ from typing import Generic, TypeVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
-from typing_extensions import Self
 
 from tvlens.edits import Edit
 from tvlens.models.backend import Backend
@@ -27,13 +26,8 @@ class Reading(ABC):
         """`hook_z` of every head at the query position of the unedited prompts."""
 
     @abstractmethod
-    def rows(self, index: Int[Tensor, " chosen"]) -> Self:
+    def rows(self, index: Int[Tensor, " chosen"]) -> "Reading":
         """The reading of the prompts at `index` only, in that order."""
-
-    @classmethod
-    @abstractmethod
-    def join(cls, parts: Sequence[Self]) -> Self:
-        """The readings of several groups of prompts as one."""
 
 
 R = TypeVar("R", bound=Reading)
@@ -55,6 +49,10 @@ class Engine(ABC, Generic[R]):
     @abstractmethod
     def read(self, batch: Batch) -> R:
         """The prompts read once, without gradients."""
+
+    @abstractmethod
+    def join(self, readings: Sequence[R]) -> R:
+        """The readings of several groups of prompts as one."""
 
     @abstractmethod
     def run(self, reading: R, edit: Edit) -> Float[Tensor, "batch variant d_vocab"]:

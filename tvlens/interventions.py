@@ -130,10 +130,6 @@ class WholePrompts(Reading):
     def rows(self, index: Int[Tensor, " chosen"]) -> "WholePrompts":
         return WholePrompts(self.batch.take(index), self.heads[index])
 
-    @classmethod
-    def join(cls, parts: Sequence["WholePrompts"]) -> "WholePrompts":
-        return cls(Batch.join([p.batch for p in parts]), torch.cat([p.heads for p in parts]))
-
 
 class WholePassEngine(Engine[WholePrompts]):
     """Runs every edited prompt as a whole forward pass: slow, and exact for any architecture."""
@@ -145,6 +141,10 @@ class WholePassEngine(Engine[WholePrompts]):
         with torch.no_grad():
             heads, _ = record_heads(self.backend, batch.inputs, batch.mask, batch.query)
         return WholePrompts(batch, heads)
+
+    def join(self, readings: Sequence[WholePrompts]) -> WholePrompts:
+        batch = Batch.join([reading.batch for reading in readings])
+        return WholePrompts(batch, torch.cat([reading.heads for reading in readings]))
 
     def run(self, reading: WholePrompts, edit: Edit) -> Float[Tensor, "batch variant d_vocab"]:
         batch, n = reading.batch, edit.n_variant

@@ -59,25 +59,6 @@ class Prefix(Reading):
             self.heads[:, index],
         )
 
-    @classmethod
-    def join(cls, parts: Sequence["Prefix"]) -> "Prefix":
-        width = max(part.visible.shape[1] for part in parts)
-
-        def columns(tensors: list[Tensor], axis_after: int, at: int) -> Tensor:
-            after = (0, 0) * axis_after
-            widened = [pad(t, (*after, width - t.shape[-1 - axis_after], 0)) for t in tensors]
-            return torch.cat(widened, dim=at)
-
-        return cls(
-            Batch.join([part.batch for part in parts]),
-            columns([part.keys for part in parts], 1, at=1),
-            columns([part.values for part in parts], 1, at=1),
-            columns([part.visible for part in parts], 0, at=0),
-            torch.cat([part.position for part in parts]),
-            torch.cat([part.residual for part in parts], dim=1),
-            torch.cat([part.heads for part in parts], dim=1),
-        )
-
 
 class ReplayEngine(Engine[Prefix]):
     """Replays the query position of prompts that were read once.
@@ -118,6 +99,24 @@ class ReplayEngine(Engine[Prefix]):
             position[rows, batch.query],
             torch.stack(residuals),
             torch.stack(heads),
+        )
+
+    def join(self, readings: Sequence[Prefix]) -> Prefix:
+        width = max(reading.visible.shape[1] for reading in readings)
+
+        def columns(tensors: list[Tensor], axis_after: int, at: int) -> Tensor:
+            after = (0, 0) * axis_after
+            widened = [pad(t, (*after, width - t.shape[-1 - axis_after], 0)) for t in tensors]
+            return torch.cat(widened, dim=at)
+
+        return Prefix(
+            Batch.join([reading.batch for reading in readings]),
+            columns([reading.keys for reading in readings], 1, at=1),
+            columns([reading.values for reading in readings], 1, at=1),
+            columns([reading.visible for reading in readings], 0, at=0),
+            torch.cat([reading.position for reading in readings]),
+            torch.cat([reading.residual for reading in readings], dim=1),
+            torch.cat([reading.heads for reading in readings], dim=1),
         )
 
     def run(self, reading: Prefix, edit: Edit) -> Float[Tensor, "batch variant d_vocab"]:

@@ -35,9 +35,12 @@ def choose_engine(backend: Backend) -> Engine:
         _check_large_patch(backend, batch)
         try:
             engine = ReplayEngine(backend)
+            difference = _replay_difference(engine, batch)
         except UnknownArchitectureError as reason:
             return _whole_passes(backend, str(reason))
-        difference = _replay_difference(engine, batch)
+        except (RuntimeError, AttributeError, LookupError, TypeError, ValueError) as error:
+            # Modules of an architecture nobody has tried can refuse to be called one by one.
+            return _whole_passes(backend, f"replay fails with {type(error).__name__}: {error}")
     if not difference < _TOLERANCE[backend.dtype]:
         return _whole_passes(
             backend, f"replayed logits differ by {difference:.1e} standard deviations"

@@ -198,7 +198,8 @@ def _read(lens: Lens, prompts: Sequence[Prompts]) -> Reading:
     if not prompts or not all(len(p) for p in prompts):
         raise TaskError("fit_ltv got no prompts of some kind; expected at least one of each")
     pieces = list(_read_pieces(lens, prompts, rows=lens.max_rows))
-    return type(pieces[0]).join(pieces)
+    joined: Reading = lens.engine.join(pieces)
+    return joined
 
 
 class _Trainer:

@@ -64,6 +64,8 @@ def bridge_from_huggingface(hf_model: Any, tokenizer: Any, dtype: torch.dtype, n
     # on a hub where there is none. A stand-in keeps it from all three.
     words = Tokenizer(WordLevel({"a": 0}, unk_token="a"))
     stand_in = PreTrainedTokenizerFast(tokenizer_object=words)
+    # Models made from a config do not say in it what they are until they are saved.
+    hf_model.config.architectures = hf_model.config.architectures or [type(hf_model).__name__]
     try:
         bridge = TransformerBridge.boot_transformers(
             name, hf_model=hf_model, tokenizer=stand_in, dtype=dtype, device="cpu"
@@ -82,12 +84,18 @@ def bridge_from_huggingface(hf_model: Any, tokenizer: Any, dtype: torch.dtype, n
 def _refuse_unknown(config: Any, model: Any) -> None:
     window = getattr(config, "sliding_window", None)
     uses_window = window is not None and getattr(config, "use_sliding_window", True)
-    layer_kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    layer_kinds = set(getattr(config, "layer_types", None) or ())
+    layer_kinds |= set(getattr(config, "attention_layers", None) or ())
+    layer_kinds -= {"full_attention", "global"}
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
     unknown = {
         "sliding_window": uses_window,
         f"layer types {sorted(layer_kinds)}": bool(layer_kinds),
         "attn_logit_softcapping": bool(getattr(config, "attn_logit_softcapping", None)),
         "final_logit_softcapping": bool(getattr(config, "final_logit_softcapping", None)),
+        "attention_chunk_size": bool(getattr(config, "attention_chunk_size", None)),
+        # Their angles depend on how long the whole sequence is.
+        f"rope type {rope!r}": rope in ("dynamic", "longrope"),
         "alibi": bool(getattr(config, "alibi", False)),
         "clip_qkv": bool(getattr(config, "clip_qkv", None)),
         "scale_attn_by_inverse_layer_idx": bool(

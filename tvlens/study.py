@@ -1,0 +1,346 @@
+"""The whole text study of one task: mediation, function vectors, LTV, evaluation, comparison.
+
+Each stage is a step of a run, saved when it is done, so an interrupted study resumes.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, cast
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from tvlens import figures
+from tvlens.evaluate import KINDS, RESULT_COLUMNS, Method, evaluate
+from tvlens.heads import HeadMeans, mean_head_outputs
+from tvlens.headsets import (
+    compare_head_sets,
+    layer_profile,
+    overlap_curve,
+    split_half,
+    stability,
+)
+from tvlens.lens import Lens
+from tvlens.mediation import IndirectEffects, indirect_effects, mediation_prompts
+from tvlens.methods.fit import FitSettings, fit_ltv
+from tvlens.methods.fv import DEFAULT_KS, DEFAULT_SCALES, choose_function_vectors
+from tvlens.methods.ltv import LearnableTaskVector, permuted_controls, random_controls
+from tvlens.methods.vector import TaskVector
+from tvlens.progress import progress_bar
+from tvlens.runs import Run
+from tvlens.tasks.prompts import PromptKind
+from tvlens.tasks.task import Task
+
+HEAD_COLUMNS = ["task", "layer", "head", "aie", "aie_low", "aie_high", "omega", "contribution"]
+CHOICE_KINDS: tuple[PromptKind, ...] = ("zero", "shuffled")
+CURVE_KS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 75, 100)
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """What a text study does to each task.
+
+    Attributes:
+        seed: seed of every draw.
+        shots: examples in clean and shuffled prompts.
+        n_clean: clean prompts that head means are taken over.
+        n_mediation: label-shuffled prompts of the causal mediation.
+        n_test: test prompts of each kind; every test pair once if None.
+        ltv: how Learnable Task Vectors are trained.
+        ltv_seeds: how many are trained, with seeds seed, seed + 1, …; the first is reported.
+        ks: numbers of heads tried for function vectors.
+        scales: scales tried for function vectors.
+        control_draws: random and permuted weights drawn.
+        compare_ks: sizes of the head sets compared.
+    """
+
+    seed: int = 0
+    shots: int = 10
+    n_clean: int = 100
+    n_mediation: int = 25
+    n_test: int | None = None
+    ltv: FitSettings = field(default_factory=FitSettings)
+    ltv_seeds: int = 3
+    ks: tuple[int, ...] = DEFAULT_KS
+    scales: tuple[float, ...] = DEFAULT_SCALES
+    control_draws: int = 3
+    compare_ks: tuple[int, ...] = (5, 10, 20)
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as plain values for a manifest."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class TaskStudy:
+    """What a study found on one task: tidy tables and the objects behind them."""
+
+    results: pd.DataFrame
+    heads: pd.DataFrame
+    headsets: pd.DataFrame
+    curve: pd.DataFrame
+    sweep: pd.DataFrame
+    history: pd.DataFrame
+    ltvs: list[LearnableTaskVector]
+
+
+def study_tasks(
+    lens: Lens,
+    tasks: Mapping[str, Task],
+    run: Run,
+    settings: StudySettings,
+    *,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, TaskStudy]:
+    """The study of every task, with the run folder's tables, vectors and figures written.
+
+    Args:
+        lens: the model.
+        tasks: what is studied, by name.
+        run: where steps and results are kept.
+        settings: what is done.
+        say: called with a line of text when something begins.
+    """
+    found = {}
+    for name, task in tasks.items():
+        say(f"{name}: {len(task.pairs)} pairs")
+        found[name] = study_task(lens, task, run, settings)
+    _write(run, found)
+    return found
+
+
+def study_task(lens: Lens, task: Task, run: Run, settings: StudySettings) -> TaskStudy:
+    """The study of one task, its stages kept as steps of `run`."""
+    means, effects = mediate(lens, task, run, settings)
+    vectors, sweep = _function_vectors(lens, task, run, settings, means, effects)
+    ltvs = [fit(lens, task, run, settings, means, seed) for seed in _ltv_seeds(settings)]
+    ltv = ltvs[0]
+    methods: dict[str, Method] = {
+        **vectors,
+        "ltv": ltv,
+        "random": random_controls(ltv, n=settings.control_draws, seed=settings.seed),
+        "permuted": permuted_controls(ltv, n=settings.control_draws, seed=settings.seed),
+    }
+    results = run.step(
+        f"{task.name}/evaluation",
+        lambda: {
+            "results": evaluate(
+                lens,
+                task,
+                methods,
+                shots=settings.shots,
+                n=settings.n_test,
+                seed=settings.seed,
+                kinds=KINDS,
+            )
+        },
+    )["results"]
+    heads = effects.to_frame(seed=settings.seed)
+    heads["omega"] = ltv.weights.detach().flatten().tolist()
+    heads["contribution"] = ltv.contributions().flatten().tolist()
+    history = pd.concat(
+        [made.history.assign(seed=s) for made, s in zip(ltvs, _ltv_seeds(settings), strict=True)]
+    )
+    return TaskStudy(
+        results[RESULT_COLUMNS],
+        heads[HEAD_COLUMNS],
+        compare(task.name, effects, ltvs, settings),
+        _curve(task.name, effects, ltv, settings),
+        sweep,
+        history,
+        ltvs,
+    )
+
+
+def mediate(
+    lens: Lens, task: Task, run: Run, settings: StudySettings
+) -> tuple[HeadMeans, IndirectEffects]:
+    """Head means and indirect effects of one task, as a step of `run`."""
+
+    def compute() -> dict[str, Any]:
+        clean = task.prompts("train", shots=settings.shots, n=settings.n_clean, seed=settings.seed)
+        means = mean_head_outputs(lens, clean)
+        prompts = mediation_prompts(task, clean, means, n=settings.n_mediation, seed=settings.seed)
+        with progress_bar(f"{task.name}: mediation", len(prompts)) as advance:
+            effects = indirect_effects(lens, prompts, means, progress=advance)
+        return {
+            "means": {"z": means.z, "variance": means.variance, "outputs": means.outputs},
+            "effects": {"values": effects.values, "baseline": effects.baseline},
+            "kept": {"kept": list(means.kept), "offered": means.offered},
+        }
+
+    saved = run.step(f"{task.name}/mediation", compute)
+    kept = saved["kept"]
+    means = HeadMeans(
+        **saved["means"], kept=tuple(kept["kept"]), offered=kept["offered"], model=lens.name
+    )
+    effects = IndirectEffects(
+        **saved["effects"], task=task.name, model=lens.name, score_name=lens.readout.score_name
+    )
+    run.note_filter(
+        f"{task.name}: head means over the {means.count} of {means.offered} clean "
+        f"{settings.shots}-shot train prompts that {lens.name} answers (first token); mediation "
+        "asks only these queries"
+    )
+    return means, effects
+
+
+def fit(
+    lens: Lens, task: Task, run: Run, settings: StudySettings, means: HeadMeans, seed: int
+) -> LearnableTaskVector:
+    """One trained Learnable Task Vector, as a step of `run` that resumes within training."""
+    checkpoint = run.folder / "checkpoints" / f"{task.name}-ltv-{seed}.safetensors"
+
+    def compute() -> dict[str, Any]:
+        with progress_bar(f"{task.name}: LTV, seed {seed}", settings.ltv.steps) as advance:
+            ltv = fit_ltv(
+                lens,
+                task,
+                means,
+                settings=settings.ltv,
+                seed=seed,
+                checkpoint=checkpoint,
+                progress=advance,
+            )
+        tensors = {name: tensor.detach().cpu() for name, tensor in ltv.state_dict().items()}
+        return {"ltv": tensors, "history": ltv.history}
+
+    saved = run.step(f"{task.name}/ltv-{seed}", compute)
+    checkpoint.unlink(missing_ok=True)
+    ltv = LearnableTaskVector(saved["ltv"]["outputs"], model=lens.name, task=task.name)
+    ltv.load_state_dict(saved["ltv"])
+    ltv.granularity = settings.ltv.granularity
+    ltv.history = saved["history"]
+    return ltv
+
+
+def compare(
+    task: str,
+    effects: IndirectEffects,
+    ltvs: list[LearnableTaskVector],
+    settings: StudySettings,
+) -> pd.DataFrame:
+    """Every comparison of head sets on one task.
+
+    Columns: task, comparison, measure, k, value, low, high, chance, p_value. Comparisons: `aie and
+    ltv`; `aie halves`, the agreement of the AIE of random halves of its prompts, which is the
+    ceiling of any other; `ltv seeds`, the agreement of LTVs trained with other seeds.
+    """
+    ltv = ltvs[0]
+    ks = [k for k in settings.compare_ks if k <= effects.scores.numel()]
+    both = compare_head_sets(effects, ltv, ks=ks, names=("aie", "ltv"))
+    frames = [both.assign(comparison="aie and ltv")]
+    for k in ks:
+        halves = split_half(effects.values, k, seed=settings.seed)
+        frames.append(halves.assign(comparison="aie halves"))
+        if len(ltvs) > 1:
+            seeds = stability(torch.stack([made.scores for made in ltvs]), k)
+            frames.append(seeds.assign(comparison="ltv seeds"))
+    # Columns that are empty in one of the frames would warn in concat; reindexing says so.
+    columns = ["task", "comparison", "measure", "k", "value", "low", "high", "chance", "p_value"]
+    rows = [row for frame in frames for row in frame.to_dict("records")]
+    table = pd.DataFrame(rows).assign(task=task).reindex(columns=columns)
+    return table.drop_duplicates(["comparison", "measure", "k"], ignore_index=True)
+
+
+def _ltv_seeds(settings: StudySettings) -> list[int]:
+    return [settings.seed + i for i in range(settings.ltv_seeds)]
+
+
+def _function_vectors(
+    lens: Lens,
+    task: Task,
+    run: Run,
+    settings: StudySettings,
+    means: HeadMeans,
+    effects: IndirectEffects,
+) -> tuple[dict[str, dict[PromptKind, TaskVector]], pd.DataFrame]:
+    names = {"fv_layer": "one_layer", "fv_per_layer": "per_layer"}
+
+    def compute() -> dict[str, Any]:
+        validation = {
+            kind: task.prompts("validation", shots=settings.shots, seed=settings.seed, kind=kind)
+            for kind in CHOICE_KINDS
+        }
+        choice = choose_function_vectors(
+            lens, means, effects, validation, ks=settings.ks, scales=settings.scales
+        )
+        tensors: dict[str, Tensor] = {}
+        notes: dict[str, Any] = {}
+        for name, attribute in names.items():
+            for kind, vector in getattr(choice, attribute).items():
+                tensors[f"{name}.{kind}"] = vector.vectors
+                notes[f"{name}.{kind}"] = {"layers": vector.layers, "origin": vector.origin}
+        return {"vectors": tensors, "notes": notes, "sweep": choice.sweep.assign(task=task.name)}
+
+    saved = run.step(f"{task.name}/function-vectors", compute)
+    vectors: dict[str, dict[PromptKind, TaskVector]] = {name: {} for name in names}
+    for key, note in saved["notes"].items():
+        name, kind = key.split(".")
+        vectors[name][cast(PromptKind, kind)] = TaskVector(
+            saved["vectors"][key], tuple(note["layers"]), lens.name, note["origin"]
+        )
+    for chosen in vectors.values():
+        # No vector is chosen on clean prompts: they get the one chosen on shuffled prompts.
+        chosen["clean"] = chosen["shuffled"]
+    return vectors, saved["sweep"]
+
+
+def _curve(
+    task: str, effects: IndirectEffects, ltv: LearnableTaskVector, settings: StudySettings
+) -> pd.DataFrame:
+    ks = [k for k in CURVE_KS if k <= effects.scores.numel()]
+    curve = overlap_curve(effects, ltv, ks=ks)
+    halves = [split_half(effects.values, k, splits=30, seed=settings.seed) for k in ks]
+    curve["ceiling"] = [
+        float(half.loc[half["measure"] == "overlap", "value"].iloc[0]) for half in halves
+    ]
+    curve.insert(0, "task", task)
+    return curve
+
+
+def _write(run: Run, found: Mapping[str, TaskStudy]) -> None:
+    def joined(name: str) -> pd.DataFrame:
+        return pd.concat([getattr(study, name) for study in found.values()], ignore_index=True)
+
+    run.write_table("results", joined("results"))
+    heads = joined("heads")
+    run.write_table("heads", heads)
+    run.write_table("headsets", joined("headsets"))
+    run.write_table("overlap_curves", joined("curve"))
+    run.write_table("fv_sweep", joined("sweep"))
+    histories = [study.history.assign(task=name) for name, study in found.items()]
+    run.write_table("ltv_history", pd.concat(histories, ignore_index=True))
+    profiles = []
+    for name, study in found.items():
+        shape = study.ltvs[0].omega.shape
+        maps = {
+            score: torch.tensor(study.heads[score].to_numpy()).view(shape)
+            for score in ("aie", "contribution")
+        }
+        run.write_figure(
+            f"heads-{name}",
+            figures.head_maps(
+                maps["aie"], maps["contribution"], task=name, k=min(10, maps["aie"].numel())
+            ),
+        )
+        first = study.history[study.history["seed"] == study.history["seed"].iloc[0]]
+        run.write_figure(f"ltv-training-{name}", figures.training_history(first))
+        for score, scores in maps.items():
+            shares = layer_profile(scores).tolist()
+            profiles += [(name, layer, score, share) for layer, share in enumerate(shares)]
+        run.write_tensors(
+            f"vectors/{name}",
+            {
+                "ltv_omega": torch.stack([made.weights.detach() for made in study.ltvs]),
+                "ltv_vectors": study.ltvs[0].task_vector.vectors,
+                "mean_head_outputs": study.ltvs[0].outputs,
+            },
+            {"task": name, "model": study.ltvs[0].model, "axes": "omega: seed layer head"},
+        )
+    table = pd.DataFrame(profiles, columns=["task", "layer", "score", "share"])
+    run.write_table("layer_profiles", table)
+    run.write_figure("layer-profiles", figures.layer_profiles(table))
+    run.write_figure("methods", figures.method_dots(joined("results")))
+    run.write_figure("overlap", figures.overlap_curve(joined("curve")))
