@@ -83,18 +83,8 @@ class Lens:
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """The model in evaluation mode without parameter gradients; both are restored on exit."""
-        module = self.backend.model
-        was_training = module.training
-        wanted = [(p, p.requires_grad) for p in self.backend.parameters()]
-        try:
-            module.eval()
-            for parameter, _ in wanted:
-                parameter.requires_grad_(False)
+        with self.backend.frozen():
             yield
-        finally:
-            module.train(was_training)
-            for parameter, grad in wanted:
-                parameter.requires_grad_(grad)
 
     def pieces(self, batch: Batch) -> Iterator[tuple[int, int]]:
         """Spans of prompts that are read at once without exceeding `max_tokens`."""

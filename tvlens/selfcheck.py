@@ -30,7 +30,7 @@ def choose_engine(backend: Backend) -> Engine:
         ModelError: one of the first three identities is broken; the message says which.
     """
     batch = _short_prompts(backend)
-    with torch.no_grad():
+    with backend.frozen(), torch.no_grad():
         _check_contributions(backend, batch)
         _check_large_patch(backend, batch)
         try:

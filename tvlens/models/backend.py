@@ -1,8 +1,8 @@
 """The one interface through which tvlens sees a TransformerLens model."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,6 +130,24 @@ class Backend(ABC):
     def parameters(self) -> list[nn.Parameter]:
         """Every parameter of the model underneath."""
         return list(self.model.parameters())
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """The model in evaluation mode without parameter gradients; both are restored on exit."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        wanted = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
+        try:
+            self.model.eval()
+            for parameter, _ in wanted:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            # A TransformerBridge holds the original model outside of its own modules.
+            self.model.train(modes[0][1])
+            for module, training in modes:
+                module.training = training
+            for parameter, grad in wanted:
+                parameter.requires_grad_(grad)
 
     def forward(
         self, inputs: Int[Tensor, "batch pos"], mask: Bool[Tensor, "batch pos"]
