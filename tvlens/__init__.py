@@ -23,6 +23,7 @@ from tvlens.methods.fit import FitSettings, attribute, fit_ltv
 from tvlens.methods.fv import choose_function_vectors, function_vector, function_vector_per_layer
 from tvlens.methods.ltv import LearnableTaskVector, permuted_controls, random_controls
 from tvlens.methods.vector import TaskVector
+from tvlens.progress import progress_bar
 
 __version__ = "0.1.0"
 
@@ -50,6 +51,7 @@ __all__ = [
     "mean_head_outputs",
     "mediation_prompts",
     "permuted_controls",
+    "progress_bar",
     "random_controls",
     "tasks",
 ]

@@ -59,7 +59,7 @@ def load(
             inner = hooked_from_huggingface(hf_model, hf_tokenizer, dtype)
             wrapped = HookedBackend(inner, label)
         else:
-            inner = bridge_from_huggingface(hf_model, hf_tokenizer, dtype, label)
+            inner = bridge_from_huggingface(hf_model, hf_tokenizer, dtype)
             wrapped = BridgeBackend(inner, label)
     if device is not None:
         wrapped.model.to(torch.device(device), print_details=False)

@@ -1,7 +1,7 @@
 """Causal mediation: how much each head, put back alone, restores the task (Todd et al., 2024)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import pandas as pd
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tvlens.edits import NoEdit, ReplaceHeads
+from tvlens.edits import ReplaceHeads
 from tvlens.errors import NumericalError, ShapeError
 from tvlens.heads import HeadMeans
 from tvlens.headsets import Head, top_heads
@@ -118,15 +118,15 @@ def indirect_effects(
         )
     device = lens.backend.device
     batch = lens.encode(prompts)
-    baseline = lens.outputs(batch, NoEdit(lens.n_layer), lens.readout.score)
-    edit = ReplaceHeads.each_head(means.z.to(device, lens.backend.dtype))
-    patched = lens.outputs(batch, edit, lens.readout.score, advance=progress)
-    values = (patched - baseline).unflatten(1, (lens.n_layer, lens.n_head)).cpu()
+    each = ReplaceHeads.each_head(means.z.to(device, lens.backend.dtype))
+    # One more variant, which replaces nothing, gives the baseline from the same reading.
+    edit = replace(each, mask=torch.cat([each.mask, torch.zeros_like(each.mask[:1])]))
+    scores = lens.outputs(batch, edit, lens.readout.score, advance=progress).cpu()
+    patched, baseline = scores[:, :-1], scores[:, -1:]
+    values = (patched - baseline).unflatten(1, (lens.n_layer, lens.n_head))
     if not torch.isfinite(values).all():
         raise NumericalError(
             f"indirect effects on task {prompts.task!r} are not finite; expected finite "
             f"probabilities from {lens.name!r}; try dtype=torch.float32"
         )
-    return IndirectEffects(
-        values, baseline[:, 0].cpu(), prompts.task, lens.name, lens.readout.score_name
-    )
+    return IndirectEffects(values, baseline[:, 0], prompts.task, lens.name, lens.readout.score_name)

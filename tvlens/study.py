@@ -29,7 +29,7 @@ from tvlens.methods.ltv import LearnableTaskVector, permuted_controls, random_co
 from tvlens.methods.vector import TaskVector
 from tvlens.progress import progress_bar
 from tvlens.runs import Run
-from tvlens.tasks.prompts import PromptKind
+from tvlens.tasks.prompts import PromptKind, Prompts
 from tvlens.tasks.task import Task
 
 HEAD_COLUMNS = ["task", "layer", "head", "aie", "aie_low", "aie_high", "omega", "contribution"]
@@ -112,7 +112,8 @@ def study_tasks(
 
 def study_task(lens: Lens, task: Task, run: Run, settings: StudySettings) -> TaskStudy:
     """The study of one task, its stages kept as steps of `run`."""
-    means, effects = mediate(lens, task, run, settings)
+    means = head_means(lens, task, run, settings)
+    effects = mediate(lens, task, run, settings, means)
     vectors, sweep = _function_vectors(lens, task, run, settings, means, effects)
     ltvs = [fit(lens, task, run, settings, means, seed) for seed in _ltv_seeds(settings)]
     ltv = ltvs[0]
@@ -136,9 +137,9 @@ def study_task(lens: Lens, task: Task, run: Run, settings: StudySettings) -> Tas
             )
         },
     )["results"]
-    heads = effects.to_frame(seed=settings.seed)
-    heads["omega"] = ltv.weights.detach().flatten().tolist()
-    heads["contribution"] = ltv.contributions().flatten().tolist()
+    heads = effects.to_frame(seed=settings.seed).merge(
+        ltv_frame(ltv), on=["task", "layer", "head"], validate="one_to_one"
+    )
     history = pd.concat(
         [made.history.assign(seed=s) for made, s in zip(ltvs, _ltv_seeds(settings), strict=True)]
     )
@@ -153,37 +154,41 @@ def study_task(lens: Lens, task: Task, run: Run, settings: StudySettings) -> Tas
     )
 
 
-def mediate(
-    lens: Lens, task: Task, run: Run, settings: StudySettings
-) -> tuple[HeadMeans, IndirectEffects]:
-    """Head means and indirect effects of one task, as a step of `run`."""
+def head_means(lens: Lens, task: Task, run: Run, settings: StudySettings) -> HeadMeans:
+    """Mean head outputs of one task, as a step of `run`."""
 
     def compute() -> dict[str, Any]:
-        clean = task.prompts("train", shots=settings.shots, n=settings.n_clean, seed=settings.seed)
-        means = mean_head_outputs(lens, clean)
-        prompts = mediation_prompts(task, clean, means, n=settings.n_mediation, seed=settings.seed)
-        with progress_bar(f"{task.name}: mediation", len(prompts)) as advance:
-            effects = indirect_effects(lens, prompts, means, progress=advance)
+        means = mean_head_outputs(lens, _clean_prompts(task, settings))
         return {
             "means": {"z": means.z, "variance": means.variance, "outputs": means.outputs},
-            "effects": {"values": effects.values, "baseline": effects.baseline},
             "kept": {"kept": list(means.kept), "offered": means.offered},
         }
 
-    saved = run.step(f"{task.name}/mediation", compute)
-    kept = saved["kept"]
-    means = HeadMeans(
-        **saved["means"], kept=tuple(kept["kept"]), offered=kept["offered"], model=lens.name
-    )
-    effects = IndirectEffects(
-        **saved["effects"], task=task.name, model=lens.name, score_name=lens.readout.score_name
-    )
+    saved = run.step(f"{task.name}/means", compute)
+    kept, offered = tuple(saved["kept"]["kept"]), saved["kept"]["offered"]
     run.note_filter(
-        f"{task.name}: head means over the {means.count} of {means.offered} clean "
-        f"{settings.shots}-shot train prompts that {lens.name} answers (first token); mediation "
-        "asks only these queries"
+        f"{task.name}: head means over the {len(kept)} of {offered} clean {settings.shots}-shot "
+        f"train prompts that {lens.name} answers (first token); mediation asks only their queries"
     )
-    return means, effects
+    return HeadMeans(**saved["means"], kept=kept, offered=offered, model=lens.name)
+
+
+def mediate(
+    lens: Lens, task: Task, run: Run, settings: StudySettings, means: HeadMeans
+) -> IndirectEffects:
+    """Indirect effects of all heads on one task, as a step of `run`."""
+
+    def compute() -> dict[str, Any]:
+        clean = _clean_prompts(task, settings)
+        prompts = mediation_prompts(task, clean, means, n=settings.n_mediation, seed=settings.seed)
+        with progress_bar(f"{task.name}: mediation", len(prompts)) as advance:
+            effects = indirect_effects(lens, prompts, means, progress=advance)
+        return {"effects": {"values": effects.values, "baseline": effects.baseline}}
+
+    saved = run.step(f"{task.name}/mediation", compute)["effects"]
+    return IndirectEffects(
+        **saved, task=task.name, model=lens.name, score_name=lens.readout.score_name
+    )
 
 
 def fit(
@@ -215,6 +220,17 @@ def fit(
     return ltv
 
 
+def ltv_frame(ltv: LearnableTaskVector) -> pd.DataFrame:
+    """One row per head: task, layer, head, omega, contribution (signed norm of omega ā)."""
+    n_layer, n_head = ltv.omega.shape
+    index = pd.MultiIndex.from_product([range(n_layer), range(n_head)], names=["layer", "head"])
+    columns = {"omega": ltv.weights.detach(), "contribution": ltv.contributions()}
+    frame = pd.DataFrame({k: x.flatten().tolist() for k, x in columns.items()}, index=index)
+    frame = frame.reset_index()
+    frame.insert(0, "task", ltv.task)
+    return frame
+
+
 def compare(
     task: str,
     effects: IndirectEffects,
@@ -242,6 +258,10 @@ def compare(
     rows = [row for frame in frames for row in frame.to_dict("records")]
     table = pd.DataFrame(rows).assign(task=task).reindex(columns=columns)
     return table.drop_duplicates(["comparison", "measure", "k"], ignore_index=True)
+
+
+def _clean_prompts(task: Task, settings: StudySettings) -> Prompts:
+    return task.prompts("train", shots=settings.shots, n=settings.n_clean, seed=settings.seed)
 
 
 def _ltv_seeds(settings: StudySettings) -> list[int]:

@@ -43,8 +43,8 @@ class FitSettings:
     """
 
     start: Start = "zero"
-    learning_rate: float = 0.02
-    steps: int = 120
+    learning_rate: float = 0.05
+    steps: int = 80
     batch_size: int = 32
     kinds: tuple[PromptKind, ...] = ("zero", "shuffled")
     shots: int = 5

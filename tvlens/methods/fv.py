@@ -16,7 +16,7 @@ from tvlens.mediation import IndirectEffects
 from tvlens.methods.vector import TaskVector, stack_vectors
 from tvlens.tasks.prompts import PromptKind, Prompts
 
-DEFAULT_KS = (5, 10, 20, 40)
+DEFAULT_KS = (3, 10, 30)
 DEFAULT_SCALES = (1.0, 2.0, 4.0)
 
 

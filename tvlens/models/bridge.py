@@ -49,7 +49,7 @@ class BridgeBackend(Backend):
         )
 
 
-def bridge_from_huggingface(hf_model: Any, tokenizer: Any, dtype: torch.dtype, name: str) -> Any:
+def bridge_from_huggingface(hf_model: Any, tokenizer: Any, dtype: torch.dtype) -> Any:
     """A TransformerBridge over a Hugging Face model; the weights are shared, not copied.
 
     Raises:
@@ -68,7 +68,11 @@ def bridge_from_huggingface(hf_model: Any, tokenizer: Any, dtype: torch.dtype, n
     hf_model.config.architectures = hf_model.config.architectures or [type(hf_model).__name__]
     try:
         bridge = TransformerBridge.boot_transformers(
-            name, hf_model=hf_model, tokenizer=stand_in, dtype=dtype, device="cpu"
+            type(hf_model).__name__,
+            hf_model=hf_model,
+            tokenizer=stand_in,
+            dtype=dtype,
+            device="cpu",
         )
     except (NotImplementedError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise ModelError(

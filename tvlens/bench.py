@@ -1,0 +1,243 @@
+"""How fast replay is: ratios measured side by side in one run, on this machine."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tvlens.edits import AddToResidual, NoEdit, ReplaceHeads
+from tvlens.heads import mean_head_outputs
+from tvlens.interventions import WholePassEngine, counted_hooks, intervene
+from tvlens.lens import Lens
+from tvlens.mediation import indirect_effects
+from tvlens.methods.fit import FitSettings
+from tvlens.models.batch import Batch
+from tvlens.runs import peak_memory_gib
+from tvlens.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """Sizes of the measurement.
+
+    Attributes:
+        n_prompts: 10-shot prompts whose effects are measured by replay.
+        n_loop_heads: heads that the loops patch, spread over all; their time is scaled up to all.
+        n_step_prompts: prompts of an LTV step.
+        n_clean: clean prompts whose means the published step recomputes.
+        n_loop_prompts: whole prompts timed one by one, scaled up to the two counts above.
+        repeats: repetitions of the fast measurements, of which the fastest counts.
+        seed: seed of the prompts.
+    """
+
+    n_prompts: int = 4
+    n_loop_heads: int = 18
+    n_step_prompts: int = 32
+    n_clean: int = 100
+    n_loop_prompts: int = 4
+    repeats: int = 3
+    seed: int = 0
+
+
+def bench(
+    lens: Lens,
+    task: Task,
+    settings: BenchSettings | None = None,
+    *,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, float]:
+    """Ratios of replay to loops of whole forward passes, all measured here and now.
+
+    Loops (a) and (b) are hooked TransformerLens passes, one per head: (a) with the logits of every
+    position, (b) with those of the last position only. The published LTV step recomputes the mean
+    head outputs over all clean prompts and runs its prompts whole, one by one, forward and
+    backward (released code of Saglam et al. 2025). Loops are timed on evenly spread heads and a few
+    prompts and scaled to all of them.
+
+    Args:
+        lens: the model; it must be replayed.
+        task: where prompts come from.
+        settings: sizes.
+        say: called with a line of text when a measurement begins.
+
+    Returns:
+        aie_speedup_vs_transformer_lens (a), aie_speedup_vs_last_logits_loop (b), aie_max_abs_diff
+        (probability, replay against loop (a)), ltv_step_speedup_vs_published,
+        flops_fraction_of_matmul, peak_memory_gib of this process, and the seconds behind the
+        ratios.
+    """
+    settings = settings or BenchSettings()
+    say("mean head outputs")
+    clean = task.prompts("train", n=min(20, settings.n_clean), seed=settings.seed)
+    means = mean_head_outputs(lens, clean, answered_only=False)
+    prompts = task.prompts("train", n=settings.n_prompts, seed=settings.seed, kind="shuffled")
+    with lens.frozen():
+        say("indirect effects of all heads by replay")
+        replayed, aie_seconds = _fastest(
+            lambda: indirect_effects(lens, prompts, means).values, settings.repeats
+        )
+        per_prompt = aie_seconds / len(prompts)
+        say("matrix products")
+        matmul = _matmul_flops(lens, settings.repeats)
+        achieved = _aie_flops(lens, lens.encode(prompts)) / aie_seconds
+        batch = lens.encode(prompts)[:1]
+        chosen = (
+            torch.linspace(0, lens.n_layer * lens.n_head - 1, settings.n_loop_heads)
+            .round()
+            .long()
+            .unique()
+        )
+        edit = ReplaceHeads.each_head(means.z.to(lens.backend.device, lens.backend.dtype))
+        say(f"loop (a): {len(chosen)} hooked passes, logits of all positions")
+        effects, seconds_a = _loop(lens, batch, edit, chosen, last_only=False)
+        say(f"loop (b): {len(chosen)} hooked passes, logits of the last position")
+        _, seconds_b = _loop(lens, batch, edit, chosen, last_only=True)
+        scale = lens.n_layer * lens.n_head / len(chosen)
+        difference = (replayed[0].flatten()[chosen] - effects.cpu()).abs().max()
+        say("one LTV step by replay")
+        step = _replayed_step(lens, task, means.outputs, settings)
+        say("one LTV step as published")
+        published = _published_step(lens, task, means.outputs, settings)
+    return {
+        "aie_speedup_vs_transformer_lens": seconds_a * scale / per_prompt,
+        "aie_speedup_vs_last_logits_loop": seconds_b * scale / per_prompt,
+        "aie_max_abs_diff": float(difference),
+        "ltv_step_speedup_vs_published": published / step,
+        "flops_fraction_of_matmul": achieved / matmul,
+        "peak_memory_gib": peak_memory_gib() or float("nan"),
+        "aie_seconds_per_prompt": per_prompt,
+        "loop_a_seconds_per_prompt": seconds_a * scale,
+        "loop_b_seconds_per_prompt": seconds_b * scale,
+        "ltv_step_seconds": step,
+        "published_step_seconds": published,
+        "matmul_gflops": matmul / 1e9,
+        "achieved_gflops": achieved / 1e9,
+    }
+
+
+def _fastest(run: Callable[[], Any], repeats: int) -> tuple[Any, float]:
+    best, result = float("inf"), None
+    for _ in range(repeats):
+        start = time.perf_counter()
+        result = run()
+        best = min(best, time.perf_counter() - start)
+    return result, best
+
+
+def _loop(
+    lens: Lens, batch: Batch, edit: ReplaceHeads, heads: Tensor, *, last_only: bool
+) -> tuple[Float[Tensor, " head"], float]:
+    """Effects of some heads on one prompt by one hooked forward pass each, and the seconds."""
+    backend = lens.backend
+    last_block = backend.residual_hook(lens.n_layer - 1)
+
+    def forward(change: Any) -> Tensor:
+        with intervene(backend, change, batch.query):
+            if not last_only:
+                return backend.forward(batch.inputs, batch.mask)[:, -1:]
+            # The final norm and the unembedding then see one position.
+            with counted_hooks(backend, {last_block: lambda residual: residual[:, -1:]}):
+                return backend.forward(batch.inputs, batch.mask)
+
+    with torch.no_grad():
+        base = lens.readout.score(forward(NoEdit(lens.n_layer)), batch)
+        edits = [edit.of_variants(head[None]) for head in heads]
+        start = time.perf_counter()
+        found = [lens.readout.score(forward(change), batch) - base for change in edits]
+        seconds = time.perf_counter() - start
+    return torch.cat(found).flatten(), seconds
+
+
+def _step_batch(lens: Lens, task: Task, settings: BenchSettings) -> list[Batch]:
+    default = FitSettings()
+    each = settings.n_step_prompts // len(default.kinds)
+    return [
+        lens.encode(
+            task.prompts("train", shots=default.shots, n=each, seed=settings.seed, kind=kind)
+        )
+        for kind in default.kinds
+    ]
+
+
+def _add_weighted(omega: Tensor, outputs: Tensor) -> AddToResidual:
+    vectors = torch.einsum("lh,lhd->ld", omega, outputs)[None, None]
+    return AddToResidual(vectors, torch.ones(1, len(omega), dtype=torch.bool))
+
+
+def _replayed_step(lens: Lens, task: Task, outputs: Tensor, settings: BenchSettings) -> float:
+    engine = lens.engine
+    reading = engine.join([engine.read(batch) for batch in _step_batch(lens, task, settings)])
+    omega = torch.zeros(lens.n_layer, lens.n_head, requires_grad=True)
+    adam = torch.optim.Adam([omega])
+    every = torch.arange(len(reading))
+
+    def step() -> None:
+        adam.zero_grad()
+        logits = engine.run(reading.rows(every), _add_weighted(omega, outputs))
+        lens.readout.loss(logits, reading.batch).mean().backward()
+        adam.step()
+
+    return _fastest(step, settings.repeats)[1]
+
+
+def _published_step(lens: Lens, task: Task, outputs: Tensor, settings: BenchSettings) -> float:
+    engine = WholePassEngine(lens.backend)
+    omega = torch.zeros(lens.n_layer, lens.n_head, requires_grad=True)
+    n = settings.n_loop_prompts
+    clean = lens.encode(task.prompts("train", n=n, seed=settings.seed))
+    start = time.perf_counter()
+    for i in range(n):
+        engine.read(clean[i : i + 1])
+    means = (time.perf_counter() - start) / n * settings.n_clean
+
+    seconds = 0.0
+    for batch in _step_batch(lens, task, settings):
+        kinds = min(n, len(batch))
+        spent = 0.0
+        for i in range(kinds):
+            reading = engine.read(batch[i : i + 1])
+            start = time.perf_counter()
+            logits = engine.run(reading, _add_weighted(omega, outputs))
+            lens.readout.loss(logits, reading.batch).mean().backward()
+            spent += time.perf_counter() - start
+        seconds += spent / kinds * len(batch)
+    return means + seconds
+
+
+def _matmul_flops(lens: Lens, repeats: int) -> float:
+    """Floating-point operations per second of a product of the size replay spends its time in."""
+    d_mlp = int(getattr(lens.backend.model.cfg, "d_mlp", None) or 4 * lens.d_model)
+    a = torch.randn(lens.max_rows, lens.d_model)
+    b = torch.randn(lens.d_model, d_mlp)
+    run = partial(torch.mm, a, b)
+    run()
+
+    def many() -> None:
+        for _ in range(50):
+            run()
+
+    return 50 * 2 * a.shape[0] * a.shape[1] * b.shape[1] / _fastest(many, repeats)[1]
+
+
+def _aie_flops(lens: Lens, batch: Batch) -> float:
+    """Operations of the matrix products in AIE of all heads: prefixes, rows and unembeddings."""
+    cfg = lens.backend.model.cfg
+    n_kv = int(getattr(cfg, "n_key_value_heads", None) or lens.n_head)
+    d_head = lens.backend.d_head
+    d_mlp = int(getattr(cfg, "d_mlp", None) or 4 * lens.d_model)
+    gated = 3 if getattr(cfg, "gated_mlp", False) else 2
+    attention = lens.d_model * d_head * (2 * lens.n_head + 2 * n_kv)
+    per_row = 2 * (attention + gated * lens.d_model * d_mlp)
+    n_prompts, width = batch.inputs.shape
+    # Rows branch off at their own layer, where they still lack queries, keys and values.
+    rows = lens.n_head * lens.n_layer * (lens.n_layer + 1) // 2
+    unembedded = lens.n_layer * lens.n_head + 1
+    read = width * lens.n_layer * per_row
+    scores = 4 * lens.n_head * d_head * (rows * width + lens.n_layer * width * width)
+    rest = rows * per_row + 2 * unembedded * lens.d_model * lens.backend.d_vocab
+    return float(n_prompts * (read + rest + scores))
