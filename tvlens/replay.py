@@ -225,7 +225,8 @@ class ReplayEngine(Engine[Prefix]):
         scaled = flat.unflatten(2, (-1, variant))
         to_own = torch.einsum("bkgnd,bnokd->bkgno", scaled, own_keys).flatten(2, 3)
         scores = torch.cat([to_prefix, to_own], dim=-1)
-        weights = scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype)
+        at_least_single = torch.promote_types(q.dtype, torch.float32)
+        weights = scores.softmax(dim=-1, dtype=at_least_single).to(q.dtype)
         n_prefix = to_prefix.shape[-1]
         from_prefix = (weights[..., :n_prefix] @ reading.values[layer]).unflatten(2, (-1, variant))
         own_weights = weights[..., n_prefix:].unflatten(2, (-1, variant))
