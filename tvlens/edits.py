@@ -107,8 +107,9 @@ class ReplaceHeads(Edit):
         values: what they are replaced by; first two axes may have size 1.
     """
 
+    # Axes with an underscore are compared below, in words.
     mask: Bool[Tensor, "variant layer head"]
-    values: Float[Tensor, "some_batch some_variant layer head d_head"]
+    values: Float[Tensor, "some_batch some_variant _layer _head d_head"]
 
     def __post_init__(self) -> None:
         if self.values.shape[2:4] != self.mask.shape[1:]:
@@ -171,7 +172,7 @@ class AddToResidual(Edit):
         active: layers at which each variant adds; the vectors of other layers are not read.
     """
 
-    vectors: Float[Tensor, "some_batch variant layer d_model"]
+    vectors: Float[Tensor, "some_batch _variant _layer d_model"]
     active: Bool[Tensor, "variant layer"]
 
     def __post_init__(self) -> None:
@@ -201,8 +202,9 @@ class AddToResidual(Edit):
         self, layer: int, residual: Float[Tensor, "batch variant d_model"]
     ) -> Float[Tensor, "batch variant d_model"]:
         n = residual.shape[1]
-        added = self.vectors[:, :n, layer] * self.active[None, :n, layer, None]
-        return residual + added.to(residual.dtype)
+        active = self.active[None, :n, layer, None]
+        # Not a product: vectors that are not active may hold anything, NaN included.
+        return residual + self.vectors[:, :n, layer].where(active, 0.0).to(residual.dtype)
 
     def of_variants(self, index: Int[Tensor, " chosen"]) -> "AddToResidual":
         return replace(self, vectors=self.vectors[:, index], active=self.active[index])

@@ -1,0 +1,33 @@
+"""Fixtures that several test files share. No test may ask a model hub for anything."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+import zoo
+
+
+@pytest.fixture(params=zoo.CASES, ids=["-".join(case) for case in zoo.CASES])
+def backend(request):
+    """Every architecture on every backend, float32."""
+    return zoo.backend(*request.param)
+
+
+@pytest.fixture(params=zoo.CASES, ids=["-".join(case) for case in zoo.CASES])
+def half(request):
+    """Every architecture on every backend, bfloat16."""
+    return zoo.backend(*request.param, torch.bfloat16)
+
+
+@pytest.fixture(params=zoo.KINDS)
+def lens(request):
+    """A lens on the tiny llama, on every backend."""
+    return zoo.lens("llama", request.param)
+
+
+@pytest.fixture
+def task():
+    """A made-up relation whose answers have one or two tokens."""
+    return zoo.TASK

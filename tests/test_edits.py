@@ -1,0 +1,153 @@
+import pytest
+import torch
+
+from tvlens.edits import AddToResidual, NoEdit, ReplaceHeads
+from tvlens.errors import ShapeError
+
+L, H, D = 3, 2, 2
+
+
+def coded(*shape):
+    """Every element different, so that a swapped axis shows."""
+    return torch.arange(1.0, 1 + torch.tensor(shape).prod()).reshape(shape)
+
+
+def test_no_edit_is_one_variant_that_begins_behind_the_last_layer():
+    edit = NoEdit(L)
+    assert (edit.n_variant, edit.n_layer, edit.first_layer.tolist()) == (1, L, [L])
+    assert edit.head_layers == edit.residual_layers == frozenset()
+    assert edit.of_variants(torch.tensor([0])) == edit.of_prompts(1, 3) == edit
+
+
+def test_each_head_has_one_variant_per_head_in_layer_head_order():
+    values = coded(L, H, D)
+    edit = ReplaceHeads.each_head(values)
+    assert (edit.n_variant, edit.n_layer) == (L * H, L)
+    assert edit.first_layer.tolist() == [0, 0, 1, 1, 2, 2]
+    assert edit.head_layers == {0, 1, 2}
+    z = torch.zeros(1, L * H, H, D)
+    for layer in range(L):
+        changed = edit.edit_heads(layer, z)[0]
+        expected = torch.zeros(L * H, H, D)
+        for head in range(H):
+            expected[layer * H + head, head] = values[layer, head]
+        assert torch.equal(changed, expected)
+    assert torch.equal(edit.edit_residual(0, coded(1, 2, 5)), coded(1, 2, 5))
+
+
+def test_values_may_differ_by_prompt_and_by_variant():
+    mask = torch.tensor([[[True, False]], [[False, True]]])
+    values = coded(3, 2, 1, 2, D)
+    z = torch.zeros(3, 2, 2, D)
+    changed = ReplaceHeads(mask, values).edit_heads(0, z)
+    for prompt in range(3):
+        assert torch.equal(changed[prompt, 0, 0], values[prompt, 0, 0, 0])
+        assert torch.equal(changed[prompt, 1, 1], values[prompt, 1, 0, 1])
+        assert not changed[prompt, 0, 1].any()
+        assert not changed[prompt, 1, 0].any()
+
+
+def test_edits_accept_rows_of_the_first_variants_only():
+    edit = ReplaceHeads.each_head(coded(L, H, D))
+    z = coded(2, L * H, H, D)
+    assert torch.equal(edit.edit_heads(1, z)[:, :3], edit.edit_heads(1, z[:, :3]))
+    add = AddToResidual(coded(1, 4, L, 5), torch.ones(4, L, dtype=torch.bool))
+    x = coded(2, 4, 5)
+    assert torch.equal(add.edit_residual(1, x)[:, :3], add.edit_residual(1, x[:, :3]))
+
+
+def test_inputs_are_left_as_they_are():
+    z, x = torch.zeros(1, L * H, H, D), torch.zeros(1, 1, 5)
+    ReplaceHeads.each_head(coded(L, H, D)).edit_heads(0, z)
+    AddToResidual(coded(1, 1, L, 5), torch.ones(1, L, dtype=torch.bool)).edit_residual(0, x)
+    assert not z.any()
+    assert not x.any()
+
+
+def test_added_vectors_act_where_they_are_active():
+    active = torch.tensor([[True, False, True], [False, False, True]])
+    edit = AddToResidual(coded(1, 2, L, 4), active)
+    assert edit.first_layer.tolist() == [0, 2]
+    assert edit.residual_layers == {0, 2}
+    x = torch.full((3, 2, 4), 10.0)
+    assert torch.equal(edit.edit_residual(0, x)[1], torch.stack([x[1, 0] + coded(4), x[1, 1]]))
+    assert torch.equal(edit.edit_residual(1, x), x)
+    assert torch.equal(edit.edit_residual(2, x), x + edit.vectors[:, :, 2])
+    assert torch.equal(edit.edit_heads(0, coded(1, 2, H, D)), coded(1, 2, H, D))
+
+
+def test_vectors_of_inactive_layers_are_not_read():
+    vectors = torch.full((1, 2, L, 4), torch.nan)
+    vectors[0, 0, 1] = 2.0
+    edit = AddToResidual(vectors, torch.tensor([[False, True, False], [False, False, False]]))
+    expected = torch.tensor([2.0, 0.0]).view(1, 2, 1).expand(1, 2, 4)
+    assert torch.equal(edit.edit_residual(1, torch.zeros(1, 2, 4)), expected)
+    assert edit.first_layer.tolist() == [1, L]
+
+
+def test_a_variant_without_heads_changes_nothing():
+    edit = ReplaceHeads(torch.zeros(1, L, H, dtype=torch.bool), coded(1, 1, L, H, D))
+    assert edit.first_layer.tolist() == [L]
+    assert edit.head_layers == frozenset()
+    assert torch.equal(edit.edit_heads(0, coded(1, 1, H, D)), coded(1, 1, H, D))
+
+
+def test_of_variants_keeps_order_and_repeats():
+    edit = ReplaceHeads.each_head(coded(L, H, D))
+    some = edit.of_variants(torch.tensor([5, 0, 5]))
+    assert some.first_layer.tolist() == [2, 0, 2]
+    assert some.values.shape[1] == 1
+    own = ReplaceHeads(edit.mask, coded(1, L * H, L, H, D))
+    assert torch.equal(own.of_variants(torch.tensor([5, 0])).values, own.values[:, [5, 0]])
+    add = AddToResidual(coded(1, 3, L, 4), torch.eye(L, dtype=torch.bool))
+    some = add.of_variants(torch.tensor([2, 0]))
+    assert torch.equal(some.vectors, add.vectors[:, [2, 0]])
+    assert some.first_layer.tolist() == [2, 0]
+
+
+def test_of_prompts_cuts_values_of_prompts_and_shares_common_ones():
+    mask = torch.ones(1, L, H, dtype=torch.bool)
+    shared, own = ReplaceHeads(mask, coded(1, 1, L, H, D)), ReplaceHeads(mask, coded(4, 1, L, H, D))
+    assert shared.of_prompts(1, 3) is shared
+    assert torch.equal(own.of_prompts(1, 3).values, own.values[1:3])
+    active = torch.ones(1, L, dtype=torch.bool)
+    shared, own = AddToResidual(coded(1, 1, L, 4), active), AddToResidual(coded(4, 1, L, 4), active)
+    assert shared.of_prompts(1, 3) is shared
+    assert torch.equal(own.of_prompts(1, 3).vectors, own.vectors[1:3])
+
+
+def test_edits_take_the_precision_of_the_model():
+    z = torch.zeros(1, L * H, H, D, dtype=torch.bfloat16)
+    assert ReplaceHeads.each_head(coded(L, H, D)).edit_heads(0, z).dtype == torch.bfloat16
+    edit = AddToResidual(coded(1, 1, L, 4), torch.ones(1, L, dtype=torch.bool))
+    added = edit.edit_residual(0, torch.zeros(1, 1, 4, dtype=torch.bfloat16))
+    assert added.dtype == torch.bfloat16
+
+
+def test_gradients_reach_active_vectors_alone():
+    vectors = torch.zeros(1, 1, L, 4, requires_grad=True)
+    edit = AddToResidual(vectors, torch.tensor([[False, True, False]]))
+    edit.edit_residual(1, torch.zeros(2, 1, 4)).sum().backward()
+    assert vectors.grad[0, 0].sum(dim=1).tolist() == [0, 8, 0]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (
+            lambda: ReplaceHeads(torch.ones(1, L, H, dtype=torch.bool), coded(1, 1, H, L, D)),
+            r"mask is for \(3, 2\) \(layer, head\), values for \(2, 3\).*same model",
+        ),
+        (
+            lambda: ReplaceHeads(torch.ones(4, L, H, dtype=torch.bool), coded(1, 2, L, H, D)),
+            "4 variants in the mask, 2 in the values; give one value per variant or a single one",
+        ),
+        (
+            lambda: AddToResidual(coded(1, 2, L, 4), torch.ones(1, L, dtype=torch.bool)),
+            r"vectors are for \(2, 3\) \(variant, layer\), active for \(1, 3\)",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(make, words):
+    with pytest.raises(ShapeError, match=words):
+        make()

@@ -1,0 +1,230 @@
+"""Tiny random models, their tokenizer and their task: all that the tests look at, made offline."""
+
+from functools import cache
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Regex, Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Replace
+from tokenizers.pre_tokenizers import Split
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from tvlens.lens import Lens
+from tvlens.models.backend import Backend
+from tvlens.models.batch import Batch
+from tvlens.models.bridge import BridgeBackend, bridge_from_huggingface
+from tvlens.models.hooked import HookedBackend, hooked_from_huggingface
+from tvlens.readout import FirstToken
+from tvlens.replay import ReplayEngine
+from tvlens.tasks import Pair, Task
+
+try:
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+except ImportError:  # transformer-lens 4
+    HookedTransformer = HookedTransformerConfig = None
+
+HAS_HOOKED = HookedTransformer is not None
+KINDS = ["bridge", "hooked"] if HAS_HOOKED else ["bridge"]
+
+LETTERS = "abcdefghijklmnopqrstuvw"
+SPECIAL = ["<pad>", "<unk>", "<bos>", "<eos>"]
+WORDS = [*SPECIAL, "Q", "A", ":", "\n", *LETTERS, *(f" {letter}" for letter in LETTERS)]
+D_VOCAB, N_CTX, N_LAYER, N_HEAD, D_MODEL = len(WORDS), 128, 3, 4, 32
+
+_LLAMA_LIKE = {
+    "vocab_size": D_VOCAB,
+    "hidden_size": D_MODEL,
+    "intermediate_size": 24,
+    "num_hidden_layers": N_LAYER,
+    "num_attention_heads": N_HEAD,
+    "max_position_embeddings": N_CTX,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+}
+_GPT_LIKE = {
+    "vocab_size": D_VOCAB,
+    "n_positions": N_CTX,
+    "n_embd": D_MODEL,
+    "n_layer": N_LAYER,
+    "n_head": N_HEAD,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+}
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    # grouped queries, a head size that is not d_model / heads, rotary positions
+    "llama": ("Llama", _LLAMA_LIKE | {"num_key_value_heads": 2, "head_dim": 6}),
+    # learned positions, biases everywhere, tied embeddings
+    "gpt2": ("GPT2", _GPT_LIKE),
+    # attention and MLP in parallel, half of each head rotary
+    "gpt-neox": ("GPTNeoX", _LLAMA_LIKE | {"rotary_pct": 0.5}),
+    # in parallel behind one norm, rotary over neighbouring components
+    "gptj": ("GPTJ", _GPT_LIKE | {"rotary_dim": 4}),
+    # queries and keys normalised head by head
+    "qwen3": ("Qwen3", _LLAMA_LIKE | {"num_key_value_heads": 2, "head_dim": 6}),
+    # biases on queries, keys and values alone
+    "qwen2": ("Qwen2", _LLAMA_LIKE | {"num_key_value_heads": 2}),
+}
+# What replay does not know, and which of the identities hold all the same.
+UNKNOWN_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mistral": ("Mistral", _LLAMA_LIKE | {"num_key_value_heads": 2, "sliding_window": 4}),
+    "gemma2": (
+        "Gemma2",
+        _LLAMA_LIKE | {"num_key_value_heads": 2, "head_dim": 6, "sliding_window": 4},
+    ),
+    "mpt": (
+        "Mpt",
+        {
+            "vocab_size": D_VOCAB,
+            "d_model": D_MODEL,
+            "n_layers": N_LAYER,
+            "n_heads": N_HEAD,
+            "max_seq_len": N_CTX,
+        },
+    ),
+    "bloom": (
+        "Bloom",
+        {"vocab_size": D_VOCAB, "hidden_size": D_MODEL, "n_layer": N_LAYER, "n_head": N_HEAD},
+    ),
+    "opt": (
+        "OPT",
+        _LLAMA_LIKE | {"word_embed_proj_dim": D_MODEL, "ffn_dim": 24},
+    ),
+    "dynamic-rope": (
+        "Llama",
+        _LLAMA_LIKE | {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}},
+    ),
+}
+
+OWN = ["attention-only", "folded"] if HAS_HOOKED else []
+"""HookedTransformers as users make them."""
+
+CASES = [(name, kind) for name in CONFIGS for kind in KINDS] + [(name, "hooked") for name in OWN]
+"""Every architecture on every backend that is there."""
+
+# Largest difference between two ways to the same number, in standard deviations of it.
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 0.1}
+
+TASK = Task(
+    "kind-of-word",
+    tuple(
+        Pair(first + second, {0: "k", 1: "lm", 2: "no"}[i % 3])
+        for i, first in enumerate("abcdefg")
+        for second in "abcdefg"
+    ),
+    "a name for the first letter's place",
+    "made up",
+    "CC0-1.0",
+)
+
+
+def tokenizer(*, bos: bool = False, eos: bool = False) -> PreTrainedTokenizerFast:
+    """One token per character, a space belonging to the letter behind it; " ~" is not read."""
+    inner = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    inner.normalizer = Replace(" ~", "")
+    inner.pre_tokenizer = Split(Regex(r" ?\w|[^\w]"), behavior="isolated")
+    inner.decoder = Fuse()
+    if bos or eos:
+        inner.post_processor = TemplateProcessing(
+            single=("<bos> " if bos else "") + "$A" + (" <eos>" if eos else ""),
+            special_tokens=[("<bos>", 2), ("<eos>", 3)],
+        )
+    special = dict(zip(("pad_token", "unk_token", "bos_token", "eos_token"), SPECIAL, strict=True))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, clean_up_tokenization_spaces=False, **special
+    )
+
+
+def huggingface(name: str, **changes: Any) -> Any:
+    """A Hugging Face model with random weights, none of them at a default that hides a mistake."""
+    family, config = (CONFIGS | UNKNOWN_CONFIGS)[name]
+    config_type = getattr(transformers, f"{family}Config")
+    model = getattr(transformers, f"{family}ForCausalLM", None) or transformers.GPT2LMHeadModel
+    made = model(config_type(**config, **changes)).eval()
+    randomise(made)
+    return made
+
+
+def randomise(model: torch.nn.Module, seed: int = 0) -> None:
+    """Large random matrices, norms around one, biases that are not zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator) * 0.3
+            is_norm_weight = parameter.ndim == 1 and bool((parameter == 1).all())
+            parameter.copy_(1 + noise if is_norm_weight else noise)
+
+
+@cache
+def backend(name: str, kind: str, dtype: torch.dtype = torch.float32) -> Backend:
+    """A backend on one of `CASES`, made once."""
+    made = new_backend(name, kind, dtype)
+    for parameter in made.parameters():
+        parameter.requires_grad_(False)
+    return made
+
+
+def new_backend(name: str, kind: str, dtype: torch.dtype = torch.float32) -> Backend:
+    """A backend that a test may break."""
+    if name in OWN:
+        return HookedBackend(_own(name, dtype), name)
+    model = huggingface(name).to(dtype)
+    if kind == "hooked":
+        return HookedBackend(hooked_from_huggingface(model, tokenizer(), dtype), name)
+    return BridgeBackend(bridge_from_huggingface(model, tokenizer(), dtype), name)
+
+
+def _own(name: str, dtype: torch.dtype) -> Any:
+    if name == "attention-only":
+        return attention_only(dtype)
+    model = hooked_from_huggingface(huggingface("gpt2"), None, torch.float32)
+    model.process_weights_()
+    model.tokenizer = tokenizer()
+    model.cfg.dtype = dtype
+    return model.to(dtype, print_details=False)
+
+
+def attention_only(dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
+    """A HookedTransformer without MLPs, from a config of its own."""
+    config = {
+        "n_layers": N_LAYER,
+        "n_heads": N_HEAD,
+        "d_model": D_MODEL,
+        "d_head": 6,
+        "n_ctx": N_CTX,
+        "d_vocab": D_VOCAB,
+        "attn_only": True,
+        "normalization_type": "LN",
+        "dtype": dtype,
+        "device": "cpu",
+    }
+    model = HookedTransformer(HookedTransformerConfig(**(config | changes)))
+    randomise(model)
+    model.tokenizer = tokenizer()
+    return model
+
+
+def lens(name: str = "llama", kind: str = "bridge", **changes: Any) -> Lens:
+    """A lens on one of `CASES`."""
+    inner = backend(name, kind)
+    return Lens(inner, ReplayEngine(inner), FirstToken(), **changes)
+
+
+ROWS = [[31, 6, 9, 40, 12], [8, 33, 20], [17], [5, 44, 10, 30, 9, 21, 36]]
+"""Token ids of prompts of different lengths, one of them a single token."""
+
+
+def batch(rows: list[list[int]] | None = None, pad_side: str = "left") -> Batch:
+    """The prompts of `ROWS`, or others."""
+    rows = ROWS if rows is None else rows
+    answers = [[10 + i, 20 + i] for i in range(len(rows))]
+    return Batch.pad(rows, answers, pad_side=pad_side)
+
+
+def off(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference in standard deviations of what is expected."""
+    spread = expected.float().std() if expected.numel() > 1 else expected.float().abs().max()
+    return float((found.float() - expected.float()).abs().max() / spread)
