@@ -124,8 +124,12 @@ class Backend(ABC):
         return f"blocks.{layer}.hook_resid_post"
 
     def hooks(self, hooks: Sequence[tuple[str, HookFunction]]) -> AbstractContextManager[Any]:
-        """A context in which `hooks`, pairs of a hook point's name and a function, are attached."""
-        return self.model.hooks(fwd_hooks=list(hooks))
+        """A context in which `hooks`, pairs of a hook point's name and a function, are attached.
+
+        Names of hook points that do not exist are passed over: their functions are never called.
+        """
+        there = self.model.hook_dict
+        return self.model.hooks(fwd_hooks=[pair for pair in hooks if pair[0] in there])
 
     def parameters(self) -> list[nn.Parameter]:
         """Every parameter of the model underneath."""
