@@ -175,6 +175,9 @@ class ReplayEngine(Engine[Prefix]):
                         x = edit.edit_residual(layer, x)
                 chosen = self.backend.unembed(x).argmax(dim=-1).flatten()
                 inputs = torch.cat([inputs, chosen[:, None]], dim=1)
+                if step + 1 == n_tokens:
+                    # One more position may be beyond the model's context.
+                    break
                 mask = pad(mask, (0, 1), value=True)
                 x = self.backend.embed(inputs, mask)[:, -1].unflatten(0, (len(reading), n))
         return inputs[:, reading.batch.inputs.shape[1] :].unflatten(0, (len(reading), n))
