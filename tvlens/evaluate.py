@@ -6,13 +6,13 @@ from typing import Any, Protocol, runtime_checkable
 
 import pandas as pd
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tvlens.errors import UnknownNameError
 from tvlens.lens import Lens
 from tvlens.methods.vector import TaskVector, stack_vectors
 from tvlens.metrics import Interval, bootstrap_mean
-from tvlens.models.batch import Batch
 from tvlens.tasks.prompts import PromptKind, Prompts
 from tvlens.tasks.task import Split, Task
 
@@ -117,10 +117,24 @@ def evaluate_prompts(
     edit = stack_vectors([vector for vectors in draws.values() for vector in vectors], lens)
     batch = lens.encode(prompts)
     names = [measure.name for measure in lens.readout.measures]
-    measured = lens.outputs(batch, edit, lens.readout.measure).double().cpu()
     if exact_match:
         names.append("exact_match")
-        measured = torch.cat([measured, _exact_match(lens, prompts, batch, edit)[..., None]], -1)
+    # One token more than the answer, so that a continuation that goes on is seen.
+    length = max(len(answer) for answer in batch.answers) + 1
+    parts: list[Tensor] = []
+    with lens.frozen(), torch.no_grad():
+        for reading in lens.readings(batch):
+            answers = prompts.answers[len(parts) : len(parts) + len(reading)]
+            values = []
+            for piece in lens.variants(reading, edit):
+                outputs = lens.engine.run(reading, piece)
+                values.append(lens.readout.measure(outputs, reading.batch).double().cpu())
+                if exact_match:
+                    tokens = lens.engine.generate(reading, piece, length)
+                    right = _exact_match(lens, tokens, answers)
+                    values[-1] = torch.cat([values[-1], right[..., None]], dim=-1)
+            parts += torch.cat(values, dim=1)
+    measured = torch.stack(parts)
     frames = []
     first = 0
     for name, vectors in draws.items():
@@ -146,28 +160,14 @@ def _draws(method: Method, kind: PromptKind, lens: Lens) -> list[TaskVector]:
     return list(method)
 
 
-def _exact_match(lens: Lens, prompts: Prompts, batch: Batch, edit: Any) -> Tensor:
-    """Whether the greedy continuation's first line is the whole answer, `[batch variant]`."""
-    tokenizer = lens.backend.tokenizer
-    # One token more than the answer, so that a continuation that goes on is seen.
-    length = max(len(answer) for answer in batch.answers) + 1
-    found = []
-    with lens.frozen(), torch.no_grad():
-        for start, stop in lens.pieces(batch):
-            reading = lens.engine.read(batch[start:stop])
-            step = max(1, lens.max_rows // len(reading))
-            parts = [
-                lens.engine.generate(reading, edit.of_variants(v), length)
-                for v in torch.arange(edit.n_variant).split(step)
-            ]
-            tokens = torch.cat(parts, dim=1)
-            texts = tokenizer.batch_decode(tokens.flatten(0, 1))
-            right = [
-                text.split("\n")[0].strip() == prompts[start + i // edit.n_variant].answer
-                for i, text in enumerate(texts)
-            ]
-            found.append(torch.tensor(right, dtype=torch.float64).view(-1, edit.n_variant))
-    return torch.cat(found)
+def _exact_match(
+    lens: Lens, tokens: Int[Tensor, "batch variant n_tokens"], answers: Sequence[str]
+) -> Float[Tensor, "batch variant"]:
+    """1 where the first line of the continuation is the whole answer, else 0."""
+    texts = lens.backend.tokenizer.batch_decode(tokens.flatten(0, 1))
+    n_variant = tokens.shape[1]
+    right = [text.split("\n")[0].strip() == answers[i // n_variant] for i, text in enumerate(texts)]
+    return torch.tensor(right, dtype=torch.float64).view(-1, n_variant)
 
 
 def _row(task: str, method: str, kind: str, metric: str, interval: Interval) -> dict[str, Any]:

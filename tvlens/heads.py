@@ -79,16 +79,17 @@ def mean_head_outputs(lens: Lens, prompts: Prompts, *, answered_only: bool = Tru
     batch = lens.encode(prompts)
     moments = _StreamingMoments()
     kept: list[int] = []
+    seen = 0
     unedited = NoEdit(lens.n_layer)
     with lens.frozen(), torch.no_grad():
-        for start, stop in lens.pieces(batch):
-            reading = lens.engine.read(batch[start:stop])
-            right = torch.ones(stop - start, dtype=torch.bool)
+        for reading in lens.readings(batch):
+            right = torch.ones(len(reading), dtype=torch.bool)
             if answered_only:
                 outputs = lens.engine.run(reading, unedited)
                 right = lens.readout.answered(outputs, reading.batch)[:, 0].cpu()
             moments.add(reading.z[right.to(reading.z.device)])
-            kept += [start + i for i in right.nonzero().flatten().tolist()]
+            kept += [seen + i for i in right.nonzero().flatten().tolist()]
+            seen += len(reading)
     if not kept:
         raise TaskError(
             f"task {prompts.task!r}: {lens.name!r} answers none of {len(prompts)} clean "

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tvlens.edits import Edit
-from tvlens.engine import Engine
+from tvlens.engine import Engine, Reading
 from tvlens.models.backend import Backend
 from tvlens.models.batch import Batch
 from tvlens.models.encode import encode_text
@@ -86,11 +86,18 @@ class Lens:
         with self.backend.frozen():
             yield
 
-    def pieces(self, batch: Batch) -> Iterator[tuple[int, int]]:
-        """Spans of prompts that are read at once without exceeding `max_tokens`."""
+    def readings(self, batch: Batch, *, max_prompts: int | None = None) -> Iterator[Reading]:
+        """The prompts read in pieces of at most `max_tokens` tokens, one piece at a time."""
         step = max(1, self.max_tokens // batch.inputs.shape[1])
+        step = step if max_prompts is None else max(1, min(step, max_prompts))
         for start in range(0, len(batch), step):
-            yield start, min(start + step, len(batch))
+            yield self.engine.read(batch[start : start + step])
+
+    def variants(self, reading: Reading, edit: Edit) -> Iterator[Edit]:
+        """The edit in pieces of at most `max_rows` rows for these prompts."""
+        step = max(1, self.max_rows // len(reading))
+        for index in torch.arange(edit.n_variant).split(step):
+            yield edit.of_variants(index)
 
     def outputs(
         self,
@@ -112,18 +119,17 @@ class Lens:
             The reduced outputs of all prompts and variants, `[batch variant …]`.
         """
         batch = prompts if isinstance(prompts, Batch) else self.encode(prompts)
-        found = []
+        found: list[Tensor] = []
+        done = 0
         with self.frozen(), torch.no_grad():
-            for start, stop in self.pieces(batch):
-                reading = self.engine.read(batch[start:stop])
-                of_piece = edit.of_prompts(start, stop)
-                step = max(1, self.max_rows // len(reading))
-                variants = torch.arange(edit.n_variant).split(step)
+            for reading in self.readings(batch):
+                of_piece = edit.of_prompts(done, done + len(reading))
                 parts = [
-                    read(self.engine.run(reading, of_piece.of_variants(v)), reading.batch)
-                    for v in variants
+                    read(self.engine.run(reading, piece), reading.batch)
+                    for piece in self.variants(reading, of_piece)
                 ]
                 found.append(torch.cat(parts, dim=1))
+                done += len(reading)
                 if advance is not None:
-                    advance(stop - start)
+                    advance(len(reading))
         return torch.cat(found)

@@ -189,9 +189,7 @@ def _add(vectors: Float[Tensor, "variant layer d_model"]) -> AddToResidual:
 
 def _read_pieces(lens: Lens, prompts: Sequence[Prompts], *, rows: int) -> Iterator[Reading]:
     for batch in map(lens.encode, prompts):
-        for start, stop in lens.pieces(batch):
-            for first in range(start, stop, rows):
-                yield lens.engine.read(batch[first : min(first + rows, stop)])
+        yield from lens.readings(batch, max_prompts=rows)
 
 
 def _read(lens: Lens, prompts: Sequence[Prompts]) -> Reading:
