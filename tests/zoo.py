@@ -226,5 +226,6 @@ def batch(rows: list[list[int]] | None = None, pad_side: str = "left") -> Batch:
 
 def off(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Largest difference in standard deviations of what is expected."""
+    found, expected = found.detach(), expected.detach()
     spread = expected.float().std() if expected.numel() > 1 else expected.float().abs().max()
     return float((found.float() - expected.float()).abs().max() / spread)

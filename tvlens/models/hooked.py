@@ -34,7 +34,8 @@ class HookedBackend(Backend):
     def unembed(
         self, residual: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch pos d_vocab"]:
-        return self.model.unembed(self.model.ln_final(residual))
+        has_norm = self.model.cfg.normalization_type is not None
+        return self.model.unembed(self.model.ln_final(residual) if has_norm else residual)
 
     def anatomy(self) -> Anatomy:
         cfg = self.model.cfg
