@@ -3,8 +3,9 @@
 Each stage is a step of a run, saved when it is done, so an interrupted study resumes.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
@@ -67,10 +68,6 @@ class StudySettings:
     control_draws: int = 3
     compare_ks: tuple[int, ...] = (5, 10, 20)
 
-    def to_json(self) -> dict[str, Any]:
-        """The settings as plain values for a manifest."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class TaskStudy:
@@ -83,6 +80,7 @@ class TaskStudy:
     sweep: pd.DataFrame
     history: pd.DataFrame
     ltvs: list[LearnableTaskVector]
+    function_vectors: dict[str, dict[PromptKind, TaskVector]]
 
 
 def study_tasks(
@@ -101,6 +99,12 @@ def study_tasks(
         run: where steps and results are kept.
         settings: what is done.
         say: called with a line of text when something begins.
+
+    Returns:
+        What was found, by task. The run folder holds it as `results`, `heads`, `headsets`,
+        `overlap_curves`, `fv_sweep`, `ltv_history` and `layer_profiles` (CSV and Parquet), figures,
+        and vectors: TASK-ltv, the same trained with the other seeds (TASK-ltv-seedN),
+        TASK-fv_layer-KIND and TASK-fv_per_layer-KIND.
     """
     found = {}
     for name, task in tasks.items():
@@ -151,6 +155,7 @@ def study_task(lens: Lens, task: Task, run: Run, settings: StudySettings) -> Tas
         sweep,
         history,
         ltvs,
+        vectors,
     )
 
 
@@ -244,7 +249,7 @@ def compare(
     ceiling of any other; `ltv seeds`, the agreement of LTVs trained with other seeds.
     """
     ltv = ltvs[0]
-    ks = [k for k in settings.compare_ks if k <= effects.scores.numel()]
+    ks = fitting_ks(settings.compare_ks, effects.scores.numel())
     both = compare_head_sets(effects, ltv, ks=ks, names=("aie", "ltv"))
     frames = [both.assign(comparison="aie and ltv")]
     for k in ks:
@@ -256,8 +261,13 @@ def compare(
     # Columns that are empty in one of the frames would warn in concat; reindexing says so.
     columns = ["task", "comparison", "measure", "k", "value", "low", "high", "chance", "p_value"]
     rows = [row for frame in frames for row in frame.to_dict("records")]
-    table = pd.DataFrame(rows).assign(task=task).reindex(columns=columns)
+    table = pd.DataFrame(rows).assign(task=task).reindex(columns=columns).astype({"k": "Int64"})
     return table.drop_duplicates(["comparison", "measure", "k"], ignore_index=True)
+
+
+def fitting_ks(ks: Sequence[int], n_heads: int) -> list[int]:
+    """The k of `ks` that a model of so many heads allows; all heads where none does."""
+    return [k for k in ks if k <= n_heads] or [n_heads]
 
 
 def _clean_prompts(task: Task, settings: StudySettings) -> Prompts:
@@ -283,8 +293,9 @@ def _function_vectors(
             kind: task.prompts("validation", shots=settings.shots, seed=settings.seed, kind=kind)
             for kind in CHOICE_KINDS
         }
+        ks = fitting_ks(settings.ks, effects.scores.numel())
         choice = choose_function_vectors(
-            lens, means, effects, validation, ks=settings.ks, scales=settings.scales
+            lens, means, effects, validation, ks=ks, scales=settings.scales
         )
         tensors: dict[str, Tensor] = {}
         notes: dict[str, Any] = {}
@@ -350,17 +361,19 @@ def _write(run: Run, found: Mapping[str, TaskStudy]) -> None:
         for score, scores in maps.items():
             shares = layer_profile(scores).tolist()
             profiles += [(name, layer, score, share) for layer, share in enumerate(shares)]
-        run.write_tensors(
-            f"vectors/{name}",
-            {
-                "ltv_omega": torch.stack([made.weights.detach() for made in study.ltvs]),
-                "ltv_vectors": study.ltvs[0].task_vector.vectors,
-                "mean_head_outputs": study.ltvs[0].outputs,
-            },
-            {"task": name, "model": study.ltvs[0].model, "axes": "omega: seed layer head"},
-        )
+        _save_vectors(run.folder / "vectors", name, study)
     table = pd.DataFrame(profiles, columns=["task", "layer", "score", "share"])
     run.write_table("layer_profiles", table)
     run.write_figure("layer-profiles", figures.layer_profiles(table))
     run.write_figure("methods", figures.method_dots(joined("results")))
     run.write_figure("overlap", figures.overlap_curve(joined("curve")))
+
+
+def _save_vectors(folder: Path, task: str, study: TaskStudy) -> None:
+    """Every vector in a file of its own, which `tvlens evaluate` reads."""
+    for made, seed in zip(study.ltvs, study.history["seed"].unique(), strict=True):
+        suffix = "" if made is study.ltvs[0] else f"-seed{seed}"
+        made.save(folder / f"{task}-ltv{suffix}.safetensors")
+    for method, chosen in study.function_vectors.items():
+        for kind in CHOICE_KINDS:
+            chosen[kind].save(folder / f"{task}-{method}-{kind}.safetensors")
