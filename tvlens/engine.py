@@ -26,8 +26,8 @@ class Reading(ABC):
         """`hook_z` of every head at the query position of the unedited prompts."""
 
     @abstractmethod
-    def rows(self, index: Int[Tensor, " chosen"]) -> "Reading":
-        """The reading of the prompts at `index` only, in that order."""
+    def rows(self, index: slice | Int[Tensor, " chosen"]) -> "Reading":
+        """The reading of the prompts at `index` only, in that order; a slice copies nothing."""
 
 
 R = TypeVar("R", bound=Reading)

@@ -6,9 +6,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tvlens.edits import Edit
+from tvlens.engine import Reading
 from tvlens.errors import UnknownNameError
 from tvlens.lens import Lens
 from tvlens.methods.vector import TaskVector, stack_vectors
@@ -66,7 +68,7 @@ def evaluate(
     Returns:
         A tidy table with columns task, method, prompt, metric, value, ci_low, ci_high, n; metric
         one of accuracy and cross_entropy (first answer token; cross-entropy in nats), perplexity,
-        exact_match.
+        exact_match (the first line of the greedy continuation is the answer).
 
     Raises:
         UnknownNameError: a method is called `none` or `icl`.
@@ -130,8 +132,8 @@ def evaluate_prompts(
                 outputs = lens.engine.run(reading, piece)
                 values.append(lens.readout.measure(outputs, reading.batch).double().cpu())
                 if exact_match:
-                    tokens = lens.engine.generate(reading, piece, length)
-                    right = _exact_match(lens, tokens, answers)
+                    started = lens.readout.answered(outputs, reading.batch)
+                    right = _exact_match(lens, reading, piece, started, answers, length)
                     values[-1] = torch.cat([values[-1], right[..., None]], dim=-1)
             parts += torch.cat(values, dim=1)
     measured = torch.stack(parts)
@@ -161,13 +163,27 @@ def _draws(method: Method, kind: PromptKind, lens: Lens) -> list[TaskVector]:
 
 
 def _exact_match(
-    lens: Lens, tokens: Int[Tensor, "batch variant n_tokens"], answers: Sequence[str]
+    lens: Lens,
+    reading: Reading,
+    edit: Edit,
+    started: Bool[Tensor, "batch variant"],
+    answers: Sequence[str],
+    length: int,
 ) -> Float[Tensor, "batch variant"]:
-    """1 where the first line of the continuation is the whole answer, else 0."""
-    texts = lens.backend.tokenizer.batch_decode(tokens.flatten(0, 1))
-    n_variant = tokens.shape[1]
-    right = [text.split("\n")[0].strip() == answers[i // n_variant] for i, text in enumerate(texts)]
-    return torch.tensor(right, dtype=torch.float64).view(-1, n_variant)
+    """1 where the first line of the greedy continuation is the whole answer, else 0.
+
+    A variant that starts no answer of these prompts right is not continued.
+    """
+    right = torch.zeros(started.shape, dtype=torch.float64)
+    alive = started.any(dim=0).nonzero().flatten()
+    if not len(alive):
+        return right
+    tokens = lens.engine.generate(reading, edit.of_variants(alive), length)
+    for column, variant in enumerate(alive.tolist()):
+        texts = lens.backend.tokenizer.batch_decode(tokens[:, column])
+        for row, (text, answer) in enumerate(zip(texts, answers, strict=True)):
+            right[row, variant] = float(text.split("\n")[0].strip() == answer)
+    return right
 
 
 def _row(task: str, method: str, kind: str, metric: str, interval: Interval) -> dict[str, Any]:

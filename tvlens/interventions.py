@@ -127,7 +127,7 @@ class WholePrompts(Reading):
     def z(self) -> Float[Tensor, "batch layer head d_head"]:
         return self.heads
 
-    def rows(self, index: Int[Tensor, " chosen"]) -> "WholePrompts":
+    def rows(self, index: slice | Int[Tensor, " chosen"]) -> "WholePrompts":
         return WholePrompts(self.batch.take(index), self.heads[index])
 
 

@@ -48,7 +48,7 @@ class Prefix(Reading):
     def z(self) -> Float[Tensor, "batch layer head d_head"]:
         return self.heads.transpose(0, 1)
 
-    def rows(self, index: Int[Tensor, " chosen"]) -> "Prefix":
+    def rows(self, index: slice | Int[Tensor, " chosen"]) -> "Prefix":
         return Prefix(
             self.batch.take(index),
             self.keys[:, index],

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from tvlens.edits import AddToResidual
@@ -31,7 +31,7 @@ class FitSettings:
         start: weights before training.
         learning_rate: step size of Adam. A weight travels at most about steps x learning_rate.
         steps: largest number of steps.
-        batch_size: prompts per step.
+        batch_size: prompts per step. Batches are drawn once and visited in a new order each round.
         kinds: kinds of training prompts, mixed in equal parts.
         shots: examples in prompts that have any.
         n_prompts: training prompts of each kind; they are read once and used again.
@@ -44,13 +44,13 @@ class FitSettings:
 
     start: Start = "zero"
     learning_rate: float = 0.05
-    steps: int = 80
+    steps: int = 60
     batch_size: int = 32
     kinds: tuple[PromptKind, ...] = ("zero", "shuffled")
     shots: int = 5
-    n_prompts: int = 128
-    evaluate_every: int = 5
-    patience: int | None = 5
+    n_prompts: int = 96
+    evaluate_every: int = 10
+    patience: int | None = 3
     l1: float = 0.0
     top_k: int | None = None
     granularity: Granularity = "head"
@@ -116,7 +116,7 @@ def fit_ltv(
     if checkpoint is not None and Path(checkpoint).exists():
         trainer.restore(Path(checkpoint), identity)
     with lens.frozen():
-        training = _read(lens, training_prompts(task, settings, seed))
+        training = _mixed(_read(lens, training_prompts(task, settings, seed)), settings)
         validation = _read(lens, validation_prompts(task, settings, seed))
         if not trainer.rows:
             trainer.validate(validation, float("nan"))
@@ -200,6 +200,12 @@ def _read(lens: Lens, prompts: Sequence[Prompts]) -> Reading:
     return joined
 
 
+def _mixed(reading: Reading, settings: FitSettings) -> Reading:
+    """The prompts of all kinds in turn, so that every span of them holds each kind."""
+    order = torch.arange(len(reading)).view(len(settings.kinds), -1).T.flatten()
+    return reading.rows(order.to(reading.batch.inputs.device))
+
+
 class _Trainer:
     """Adam on omega, validation, early stopping, and their checkpoint."""
 
@@ -215,6 +221,7 @@ class _Trainer:
         self.best_loss = float("inf")
         self.waited = 0
         self.rows: list[dict[str, float]] = []
+        self.waiting: list[int] = []
 
     @property
     def finished(self) -> bool:
@@ -232,7 +239,7 @@ class _Trainer:
             # What was best with all heads does not count among vectors of k heads.
             self.best_loss, self.waited = float("inf"), 0
         self.adam.zero_grad()
-        reading = training.rows(self._draw())
+        reading = training.rows(self._next_batch())
         outputs = self.lens.engine.run(reading, self._edit())
         loss = self.lens.readout.loss(outputs, reading.batch).mean()
         loss.backward()
@@ -246,15 +253,13 @@ class _Trainer:
         self.step += 1
         return total
 
-    def _draw(self) -> Int[Tensor, " chosen"]:
-        """Prompts of one step: as many of every kind, without replacement."""
-        settings = self.settings
-        n_kinds, n = len(settings.kinds), settings.n_prompts
-        each = min(n, -(-settings.batch_size // n_kinds))
-        chosen = [
-            kind * n + torch.randperm(n, generator=self.generator)[:each] for kind in range(n_kinds)
-        ]
-        return torch.cat(chosen).to(self.ltv.omega.device)
+    def _next_batch(self) -> slice:
+        size = self.settings.batch_size
+        if not self.waiting:
+            n_batches = -(-len(self.settings.kinds) * self.settings.n_prompts // size)
+            self.waiting = torch.randperm(n_batches, generator=self.generator).tolist()
+        first = self.waiting.pop() * size
+        return slice(first, first + size)
 
     def validate(self, validation: Reading, train_loss: float) -> None:
         with torch.no_grad():
@@ -311,6 +316,7 @@ class _Trainer:
                 "step": self.step,
                 "best_loss": self.best_loss,
                 "waited": self.waited,
+                "waiting": self.waiting,
                 "rows": self.rows,
             },
         )
@@ -334,3 +340,4 @@ class _Trainer:
         }
         self.step, self.waited = names["step"], names["waited"]
         self.best_loss, self.rows = names["best_loss"], names["rows"]
+        self.waiting = names["waiting"]

@@ -42,8 +42,10 @@ class Batch:
             change(self.inputs), change(self.mask), change(self.query), change(self.target), answers
         )
 
-    def take(self, index: Int[Tensor, " chosen"]) -> "Batch":
-        """The prompts at `index`, in that order."""
+    def take(self, index: slice | Int[Tensor, " chosen"]) -> "Batch":
+        """The prompts at `index`, in that order; a slice copies nothing."""
+        if isinstance(index, slice):
+            return self[index]
         answers = tuple(self.answers[i] for i in index.tolist())
         return self._map(lambda tensor: tensor[index], answers)
 
