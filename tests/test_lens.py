@@ -5,37 +5,11 @@ import torch
 import zoo
 
 from tvlens.edits import NoEdit, ReplaceHeads
-from tvlens.engine import Engine
 from tvlens.errors import TaskError
 from tvlens.lens import Lens
 from tvlens.models.encode import encode_text
 from tvlens.readout import FirstToken
 from tvlens.tasks import Pair, Prompt, Prompts, Template
-
-
-class Watched(Engine):
-    """Passes everything on and notes how much it was given at once."""
-
-    name = "watched"
-
-    def __init__(self, inner):
-        super().__init__(inner.backend)
-        self.inner, self.tokens, self.rows, self.grads = inner, [], [], []
-
-    def read(self, batch):
-        self.tokens.append(batch.inputs.numel())
-        return self.inner.read(batch)
-
-    def join(self, readings):
-        return self.inner.join(readings)
-
-    def run(self, reading, edit):
-        self.rows.append(len(reading) * edit.n_variant)
-        self.grads.append(torch.is_grad_enabled())
-        return self.inner.run(reading, edit)
-
-    def generate(self, reading, edit, n_tokens):
-        return self.inner.generate(reading, edit, n_tokens)
 
 
 def each_head(lens, *prompts):
@@ -53,7 +27,7 @@ def by_product(outputs, batch):
 def test_small_limits_give_what_large_ones_give(lens, limits):
     batch = zoo.batch()
     edit = each_head(lens, len(batch))
-    watched = Watched(lens.engine)
+    watched = zoo.Watched(lens.engine)
     small = replace(lens, engine=watched, **limits)
     expected = by_product(lens.engine.run(lens.engine.read(batch), edit), batch)
     found = small.outputs(batch, edit, by_product)
@@ -63,7 +37,7 @@ def test_small_limits_give_what_large_ones_give(lens, limits):
 
 
 def test_no_more_is_run_at_once_than_allowed(lens):
-    watched = Watched(lens.engine)
+    watched = zoo.Watched(lens.engine)
     small = replace(lens, engine=watched, max_rows=7, max_tokens=15)
     small.outputs(zoo.batch(), each_head(lens, 4), by_product)
     # Seven columns: two prompts at once, and three variants of both.
@@ -72,7 +46,7 @@ def test_no_more_is_run_at_once_than_allowed(lens):
 
 
 def test_a_prompt_longer_than_the_limit_is_read_alone(lens):
-    watched = Watched(lens.engine)
+    watched = zoo.Watched(lens.engine)
     small = replace(lens, engine=watched, max_rows=1, max_tokens=1)
     small.outputs(zoo.batch(), NoEdit(3), by_product)
     assert watched.tokens == [7, 7, 7, 7]
@@ -90,7 +64,7 @@ def test_outputs_take_prompts_and_say_how_far_they_are(lens, task):
 
 
 def test_outputs_take_no_gradients(lens):
-    watched = Watched(lens.engine)
+    watched = zoo.Watched(lens.engine)
     small = replace(lens, engine=watched)
     edit = each_head(lens, 4)
     edit.values.requires_grad_()

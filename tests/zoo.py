@@ -13,6 +13,7 @@ from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from tvlens.engine import Engine
 from tvlens.lens import Lens
 from tvlens.models.backend import Backend
 from tvlens.models.batch import Batch
@@ -20,7 +21,7 @@ from tvlens.models.bridge import BridgeBackend, bridge_from_huggingface
 from tvlens.models.hooked import HookedBackend, hooked_from_huggingface
 from tvlens.readout import FirstToken
 from tvlens.replay import ReplayEngine
-from tvlens.tasks import Pair, Task
+from tvlens.tasks import Pair, Prompt, Prompts, Task, Template
 
 try:
     from transformer_lens import HookedTransformer, HookedTransformerConfig
@@ -224,8 +225,73 @@ def batch(rows: list[list[int]] | None = None, pad_side: str = "left") -> Batch:
     return Batch.pad(rows, answers, pad_side=pad_side)
 
 
+class Watched(Engine):
+    """Passes everything on and notes how much it was given at once."""
+
+    name = "watched"
+
+    def __init__(self, inner):
+        super().__init__(inner.backend)
+        self.inner, self.tokens, self.rows, self.grads = inner, [], [], []
+
+    def read(self, batch):
+        self.tokens.append(batch.inputs.numel())
+        return self.inner.read(batch)
+
+    def join(self, readings):
+        return self.inner.join(readings)
+
+    def run(self, reading, edit):
+        self.rows.append(len(reading) * edit.n_variant)
+        self.grads.append(torch.is_grad_enabled())
+        return self.inner.run(reading, edit)
+
+    def generate(self, reading, edit, n_tokens):
+        return self.inner.generate(reading, edit, n_tokens)
+
+
 def off(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Largest difference in standard deviations of what is expected."""
     found, expected = found.detach(), expected.detach()
     spread = expected.float().std() if expected.numel() > 1 else expected.float().abs().max()
     return float((found.float() - expected.float()).abs().max() / spread)
+
+
+def linear_model() -> Any:
+    """A HookedTransformer whose logits are linear and known on paper.
+
+    Its residual stream has one coordinate per token, read in and out by the identity, and every
+    head attends to all tokens alike. Head (1, 0) reads " k" and writes 30 times " k"; head (0, 1)
+    reads "Q" and writes 5 times "<pad>". The other two heads write nothing.
+    """
+    model = attention_only(
+        n_layers=2, n_heads=2, d_head=2, d_model=D_VOCAB, normalization_type=None
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.embed.W_E.copy_(torch.eye(D_VOCAB))
+        model.unembed.W_U.copy_(torch.eye(D_VOCAB))
+        for layer, head, read, write, size in ((1, 0, " k", " k", 30.0), (0, 1, "Q", "<pad>", 5.0)):
+            attn = model.blocks[layer].attn
+            attn.W_V[head, WORDS.index(read), 0] = 1.0
+            attn.W_O[head, 0, WORDS.index(write)] = size
+    return model
+
+
+def linear_lens(readout: Any = None) -> Lens:
+    """A lens on `linear_model`."""
+    inner = HookedBackend(linear_model(), "linear")
+    return Lens(inner, ReplayEngine(inner), readout or FirstToken())
+
+
+def one_shot(label: str, query: str = "b", answer: str = "k", kind: str = "clean") -> Prompt:
+    """A prompt of 15 tokens, two of them "Q", with `label` as the one answer shown."""
+    return Prompt((Pair("a", label),), Pair(query, answer), kind, Template())
+
+
+def prompts(*items: Prompt, task: str = "made-up", split: str = "train", shots: int = 1) -> Prompts:
+    """A set of prompts made by hand."""
+    kinds = {item.kind for item in items}
+    kind = kinds.pop() if len(kinds) == 1 else "mixed"
+    return Prompts(task, split, kind, shots, 0, items)

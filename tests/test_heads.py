@@ -1,0 +1,136 @@
+from dataclasses import replace
+
+import pytest
+import torch
+import zoo
+
+from tvlens.edits import NoEdit
+from tvlens.errors import NumericalError, TaskError
+from tvlens.heads import mean_head_outputs
+from tvlens.interventions import WholePassEngine
+from tvlens.readout import FirstToken
+from tvlens.replay import ReplayEngine
+
+
+@pytest.fixture
+def clean(task):
+    return task.prompts("train", shots=2, n=9)
+
+
+def test_mean_and_variance_are_those_over_all_prompts(lens, clean):
+    z = lens.engine.read(lens.encode(clean)).z
+    means = mean_head_outputs(lens, clean, answered_only=False)
+    assert zoo.off(means.z, z.mean(dim=0)) < 1e-6
+    assert zoo.off(means.variance, z.var(dim=0)) < 1e-5
+    assert (means.count, means.offered, means.kept) == (9, 9, tuple(range(9)))
+    assert means.model == "llama"
+    assert {t.dtype for t in (means.z, means.variance, means.outputs)} == {torch.float32}
+
+
+@pytest.mark.parametrize("max_tokens", [1, 60])
+def test_reading_in_pieces_gives_the_same(lens, clean, max_tokens):
+    watched = zoo.Watched(lens.engine)
+    whole = mean_head_outputs(lens, clean, answered_only=False)
+    parts = mean_head_outputs(
+        replace(lens, engine=watched, max_tokens=max_tokens), clean, answered_only=False
+    )
+    assert max(watched.tokens) <= max(max_tokens, lens.encode(clean).inputs.shape[1])
+    assert len(watched.tokens) > 3
+    assert zoo.off(parts.z, whole.z) < 1e-5
+    assert zoo.off(parts.variance, whole.variance) < 1e-5
+
+
+def test_moments_do_not_lose_precision_to_a_large_mean(clean):
+    """Sums of squares would: the spread is a millionth of the mean."""
+
+    class Far(ReplayEngine):
+        def read(self, batch):
+            prefix = super().read(batch)
+            return replace(prefix, heads=prefix.heads.double() * 1e-2 + 1e4)
+
+    lens = zoo.lens()
+    far = replace(lens, engine=Far(lens.backend), max_tokens=1)
+    near = mean_head_outputs(lens, clean, answered_only=False)
+    found = mean_head_outputs(far, clean, answered_only=False)
+    assert zoo.off(found.variance, near.variance * 1e-4) < 1e-3
+
+
+@pytest.mark.parametrize("kind", zoo.KINDS)
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gptj"])
+def test_contributions_and_bias_sum_to_the_attention_output(name, kind, clean):
+    lens = zoo.lens(name, kind)
+    backend, batch = lens.backend, lens.encode(clean)
+    found = {}
+    names = [backend.attn_out_hook(layer) for layer in range(3)]
+    keep = [(n, lambda a, hook, n=n: found.update({n: a[:, -1].mean(dim=0)})) for n in names]
+    with torch.no_grad(), backend.model.hooks(keep):
+        backend.forward(batch.inputs, batch.mask)
+    means = mean_head_outputs(lens, clean, answered_only=False)
+    expected = torch.stack([found[n] for n in names])
+    assert zoo.off(means.outputs.sum(dim=1) + backend.b_o, expected) < 1e-5
+
+
+def test_outputs_are_mean_z_times_the_output_projection(lens, clean):
+    means = mean_head_outputs(lens, clean, answered_only=False)
+    for layer, head in ((0, 0), (1, 3), (2, 1)):
+        expected = means.z[layer, head] @ lens.w_o[layer, head]
+        assert zoo.off(means.outputs[layer, head], expected) < 1e-5
+
+
+def test_whole_passes_give_the_same_means(lens, clean):
+    slow = replace(lens, engine=WholePassEngine(lens.backend))
+    found = mean_head_outputs(slow, clean, answered_only=False)
+    expected = mean_head_outputs(lens, clean, answered_only=False)
+    assert zoo.off(found.z, expected.z) < 1e-5
+
+
+class AnswersByRank(FirstToken):
+    """Counts an answer as given where its logit is above the median."""
+
+    def answered(self, outputs, batch):
+        logit = outputs.gather(-1, batch.target[:, None, None].expand(-1, outputs.shape[1], 1))
+        return logit[..., 0] > outputs.median(dim=-1).values
+
+
+def test_only_answered_prompts_enter_the_mean(lens, clean):
+    reading = lens.engine.read(lens.encode(clean))
+    readout = AnswersByRank()
+    kept = readout.answered(lens.engine.run(reading, NoEdit(3)), reading.batch)[:, 0].nonzero()
+    kept = kept.flatten().tolist()
+    assert 1 < len(kept) < 9
+    means = mean_head_outputs(replace(lens, max_tokens=70, readout=readout), clean)
+    assert means.kept == tuple(kept)
+    assert (means.count, means.offered) == (len(kept), 9)
+    assert zoo.off(means.z, reading.z[kept].mean(dim=0)) < 1e-5
+    assert zoo.off(means.variance, reading.z[kept].var(dim=0)) < 1e-5
+
+
+def test_one_prompt_has_a_mean_and_no_variance(lens, clean):
+    means = mean_head_outputs(lens, clean[:1], answered_only=False)
+    assert means.variance.isnan().all()
+    assert means.z.isfinite().all()
+
+
+def test_a_model_that_answers_nothing_has_no_answered_mean(lens):
+    prompts = zoo.prompts(*[zoo.one_shot("k", query) for query in "bcd"])
+    said = lens.outputs(prompts, NoEdit(3), lambda x, b: x.argmax(dim=-1))
+    assert (said != zoo.WORDS.index(" k")).all()
+    words = (
+        "task 'made-up': 'llama' answers none of 3 clean 1-shot prompts, so there is no mean over "
+        "answered prompts; pass answered_only=False, or a task that the model does"
+    )
+    with pytest.raises(TaskError, match=words):
+        mean_head_outputs(lens, prompts)
+
+
+def test_activations_that_are_not_finite_are_refused(lens, clean):
+    class Broken(ReplayEngine):
+        def read(self, batch):
+            prefix = super().read(batch)
+            heads = prefix.heads.clone()
+            heads[1, -1, 2, 0] = torch.nan
+            return replace(prefix, heads=heads)
+
+    words = r"hook_z of head \(1, 2\) of 'llama' is not finite on task 'kind-of-word'; expected"
+    with pytest.raises(NumericalError, match=words):
+        mean_head_outputs(replace(lens, engine=Broken(lens.backend)), clean, answered_only=False)
