@@ -16,7 +16,7 @@ def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
         ...     advance(25)
     """
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     with Progress(
         *columns,
         TimeRemainingColumn(),
