@@ -4,6 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import jaxtyping
 import pytest
 import torch
 import zoo
@@ -28,6 +29,14 @@ def half(request):
 def lens(request):
     """A lens on the tiny llama, on every backend."""
     return zoo.lens("llama", request.param)
+
+
+@pytest.fixture
+def unchecked():
+    """Lets wrong types through, as in a user's Python, so that tvlens' own words are seen."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

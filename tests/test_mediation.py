@@ -109,8 +109,8 @@ def test_means_of_another_model_are_refused(lens, means, shuffled):
     parts = {"z": means.z[:2], "variance": means.variance[:2], "outputs": means.outputs[:2]}
     other = replace(means, **parts, model="other")
     words = (
-        r"means of 'other' have shape \(2, 4, 6\) \(layer, head, d_head\), model 'llama' has "
-        r"\(3, 4, 6\); compute them with this lens"
+        r"means of 'other' have sizes \(2, 4, 6, 32\) \(layer, head, d_head, d_model\), model "
+        r"'llama' has \(3, 4, 6, 32\); compute them with this lens"
     )
     with pytest.raises(ShapeError, match=words):
         indirect_effects(lens, shuffled, other)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tvlens.edits import NoEdit
-from tvlens.errors import NumericalError, TaskError
+from tvlens.errors import NumericalError, ShapeError, TaskError
 from tvlens.lens import Lens
 from tvlens.tasks.prompts import Prompts
 
@@ -36,6 +36,20 @@ class HeadMeans:
     def count(self) -> int:
         """Number of prompts in the mean."""
         return len(self.kept)
+
+    def require_fit(self, lens: Lens) -> None:
+        """Refuse means of a model of another size.
+
+        Raises:
+            ShapeError: layers, heads, d_head or d_model differ.
+        """
+        found = (*self.z.shape, self.outputs.shape[2])
+        expected = (lens.n_layer, lens.n_head, lens.backend.d_head, lens.d_model)
+        if found != expected:
+            raise ShapeError(
+                f"means of {self.model!r} have sizes {found} (layer, head, d_head, d_model), "
+                f"model {lens.name!r} has {expected}; compute them with this lens"
+            )
 
 
 class _StreamingMoments:

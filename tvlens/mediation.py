@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tvlens.edits import ReplaceHeads
-from tvlens.errors import NumericalError, ShapeError
+from tvlens.errors import NumericalError
 from tvlens.heads import HeadMeans
 from tvlens.headsets import Head, top_heads
 from tvlens.lens import Lens
@@ -110,12 +110,7 @@ def indirect_effects(
         ShapeError: the means are of another model.
         NumericalError: an effect is not finite.
     """
-    expected = (lens.n_layer, lens.n_head, lens.backend.d_head)
-    if tuple(means.z.shape) != expected:
-        raise ShapeError(
-            f"means of {means.model!r} have shape {tuple(means.z.shape)} (layer, head, d_head), "
-            f"model {lens.name!r} has {expected}; compute them with this lens"
-        )
+    means.require_fit(lens)
     device = lens.backend.device
     batch = lens.encode(prompts)
     each = ReplaceHeads.each_head(means.z.to(device, lens.backend.dtype))

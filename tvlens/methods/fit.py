@@ -2,6 +2,7 @@
 position.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -62,7 +63,7 @@ class FitSettings:
         A weight can travel 0.1 at most, so the result is mostly its random start.
         """
         paper = cls(start="normal", learning_rate=5e-5, steps=2000, patience=None, batch_size=8)
-        return replace(paper, evaluate_every=50, **changes)  # type: ignore[arg-type]
+        return replace(paper, **{"evaluate_every": 50, **changes})  # type: ignore[arg-type]
 
 
 DEFAULT_SETTINGS = FitSettings()
@@ -96,9 +97,11 @@ def fit_ltv(
         progress: called with the number of steps finished.
 
     Raises:
+        ShapeError: the means are of another model.
         NumericalError: the loss is not finite, or training diverges.
-        RunError: the checkpoint is of other settings or cannot be read.
+        RunError: the checkpoint is of other settings, means or start, or cannot be read.
     """
+    means.require_fit(lens)
     ltv = LearnableTaskVector(
         means.outputs,
         start=settings.start if start is None else start,
@@ -110,7 +113,14 @@ def fit_ltv(
     ltv.to(lens.backend.device)
     trainer = _Trainer(ltv, settings, seed, lens)
     identity = json.dumps(
-        {"settings": asdict(settings), "seed": seed, "task": task.digest, "model": lens.name},
+        {
+            "settings": asdict(settings),
+            "seed": seed,
+            "task": task.digest,
+            "model": lens.name,
+            "start": _digest(ltv.start),
+            "outputs": _digest(ltv.outputs),
+        },
         sort_keys=True,
     )
     if checkpoint is not None and Path(checkpoint).exists():
@@ -183,6 +193,10 @@ def attribute(
     return ltv.effect
 
 
+def _digest(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.cpu().numpy().tobytes()).hexdigest()[:16]
+
+
 def _add(vectors: Float[Tensor, "variant layer d_model"]) -> AddToResidual:
     return AddToResidual(vectors[None], vectors.new_ones(vectors.shape[:2], dtype=torch.bool))
 
@@ -227,7 +241,7 @@ class _Trainer:
     def finished(self) -> bool:
         """Whether patience has run out; never before a top-k mask is set."""
         patience = self.settings.patience
-        waiting_for_mask = self.settings.top_k is not None and bool(self.ltv.mask.all())
+        waiting_for_mask = self.settings.top_k is not None and self.step <= self.settings.steps // 2
         return patience is not None and self.waited >= patience and not waiting_for_mask
 
     def _edit(self) -> AddToResidual:
@@ -325,7 +339,8 @@ class _Trainer:
         tensors, names = load_tensors(path)
         if names.get("identity") != identity:
             raise RunError(
-                f"checkpoint {path} was made with other settings, seed, task or model; expected "
+                f"checkpoint {path} was made with other settings, seed, task, model, means or "
+                f"start; expected "
                 f"{identity}, found {names.get('identity')}; choose another file or delete it"
             )
         device = self.ltv.omega.device

@@ -13,6 +13,7 @@ from tvlens.heads import HeadMeans
 from tvlens.headsets import top_heads
 from tvlens.methods.vector import TaskVector
 from tvlens.storage import load_tensors, save_tensors
+from tvlens.tasks.draw import stream
 
 Granularity = Literal["head", "block"]
 Start = Literal["zero", "normal"]
@@ -44,7 +45,7 @@ class LearnableTaskVector(nn.Module):
         self,
         outputs: Float[Tensor, "layer head d_model"],
         *,
-        start: Start | Float[Tensor, "layer head"] = "zero",
+        start: Start | Float[Tensor, "_layer _head"] = "zero",
         seed: int = 0,
         granularity: Granularity = "head",
         model: str = "",
@@ -155,7 +156,7 @@ class LearnableTaskVector(nn.Module):
 
     def with_weights(self, weights: Float[Tensor, "layer head"], origin: str) -> TaskVector:
         """The task vector of other weights on the same head outputs."""
-        vectors = torch.einsum("lh,lhd->ld", weights, self.outputs)
+        vectors = torch.einsum("lh,lhd->ld", weights.to(self.outputs), self.outputs)
         return TaskVector(vectors.cpu(), tuple(range(len(vectors))), self.model, origin)
 
     def save(self, path: Path | str) -> None:
@@ -182,7 +183,7 @@ class LearnableTaskVector(nn.Module):
 
 def random_controls(ltv: LearnableTaskVector, *, n: int = 5, seed: int = 0) -> list[TaskVector]:
     """Vectors of `n` random weight matrices of the learned norm: what any direction would do."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = _generator("random omega", seed)
     norm = ltv.weights.detach().norm().cpu()
     draws = [torch.randn(ltv.omega.shape, generator=generator) for _ in range(n)]
     return [
@@ -192,13 +193,18 @@ def random_controls(ltv: LearnableTaskVector, *, n: int = 5, seed: int = 0) -> l
 
 def permuted_controls(ltv: LearnableTaskVector, *, n: int = 5, seed: int = 0) -> list[TaskVector]:
     """Vectors of `n` permutations of the learned weights: right sizes, wrong heads."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = _generator("permuted omega", seed)
     weights = ltv.weights.detach().cpu().flatten()
     draws = [weights[torch.randperm(len(weights), generator=generator)] for _ in range(n)]
     return [
         ltv.with_weights(w.view(ltv.omega.shape), f"permuted omega {i}")
         for i, w in enumerate(draws)
     ]
+
+
+def _generator(purpose: str, seed: int) -> torch.Generator:
+    # A stream of its own: a random start of the same seed must not come back as its control.
+    return torch.Generator().manual_seed(stream(purpose, seed=seed).getrandbits(63))
 
 
 def _start(
