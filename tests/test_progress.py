@@ -45,9 +45,13 @@ def test_brackets_in_a_title_are_no_markup(stream):
 
 
 def test_the_cursor_comes_back_after_an_exception(stream):
-    with pytest.raises(KeyboardInterrupt), progress_bar("mediation", 25) as advance:
-        advance(1)
-        raise KeyboardInterrupt
+    def interrupted() -> None:
+        with progress_bar("mediation", 25) as advance:
+            advance(1)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     hide, appear = "\x1b[?25l", "\x1b[?25h"
     assert stream.getvalue().rindex(appear) > stream.getvalue().rindex(hide)
     # A bar left open would refuse the next one on a console that is shared.

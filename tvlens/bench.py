@@ -140,9 +140,10 @@ def _loop(
         with intervene(backend, change, batch.query):
             if not last_only:
                 return backend.forward(batch.inputs, batch.mask)[:, -1:]
-            # The final norm and the unembedding then see one position.
+            # The final norm and the unembedding then see one position. Not Backend.forward, which
+            # promises the logits of all.
             with counted_hooks(backend, {last_block: lambda residual: residual[:, -1:]}):
-                return backend.forward(batch.inputs, batch.mask)
+                return backend.model(batch.inputs, attention_mask=batch.mask.long())
 
     with torch.no_grad():
         base = lens.readout.score(forward(NoEdit(lens.n_layer)), batch)
@@ -229,15 +230,16 @@ def _aie_flops(lens: Lens, batch: Batch) -> float:
     cfg = lens.backend.model.cfg
     n_kv = int(getattr(cfg, "n_key_value_heads", None) or lens.n_head)
     d_head = lens.backend.d_head
-    d_mlp = int(getattr(cfg, "d_mlp", None) or 4 * lens.d_model)
+    d_mlp = 0 if getattr(cfg, "attn_only", False) else int(cfg.d_mlp or 4 * lens.d_model)
     gated = 3 if getattr(cfg, "gated_mlp", False) else 2
-    attention = lens.d_model * d_head * (2 * lens.n_head + 2 * n_kv)
-    per_row = 2 * (attention + gated * lens.d_model * d_mlp)
+    into_heads = 2 * lens.d_model * d_head * (lens.n_head + 2 * n_kv)
+    after_heads = 2 * lens.d_model * (lens.n_head * d_head + gated * d_mlp)
     n_prompts, width = batch.inputs.shape
-    # Rows branch off at their own layer, where they still lack queries, keys and values.
-    rows = lens.n_head * lens.n_layer * (lens.n_layer + 1) // 2
-    unembedded = lens.n_layer * lens.n_head + 1
-    read = width * lens.n_layer * per_row
-    scores = 4 * lens.n_head * d_head * (rows * width + lens.n_layer * width * width)
-    rest = rows * per_row + 2 * unembedded * lens.d_model * lens.backend.d_vocab
-    return float(n_prompts * (read + rest + scores))
+    n_heads = lens.n_head * lens.n_layer
+    # A row branches off behind the heads of its own layer and attends in the layers after it.
+    attending = n_heads * (lens.n_layer - 1) // 2
+    read = width * lens.n_layer * (into_heads + after_heads)
+    rest = attending * into_heads + (attending + n_heads) * after_heads
+    scores = 4 * lens.n_head * d_head * width * (attending + lens.n_layer * width)
+    unembedded = 2 * (n_heads + 1) * lens.d_model * lens.backend.d_vocab
+    return float(n_prompts * (read + rest + scores + unembedded))
