@@ -146,7 +146,9 @@ def overlap_curve(curve: DataFrame) -> Figure:
         (line,) = axes.plot(part["k"], part["overlap"], color=colour, marker=marker, label=task)
         line.set_markevery(max(1, len(part) // 8))
     axes.set(xlabel="k, heads in each set", ylabel="overlap of the top k (share of k)")
-    axes.set(xlim=(curve["k"].min(), curve["k"].max()), ylim=(0, 1.02))
+    axes.set_ylim(0, 1.02)
+    if curve["k"].nunique() > 1:  # a model of one head has a single k
+        axes.set_xlim(curve["k"].min(), curve["k"].max())
     axes.xaxis.set_major_locator(_whole_numbers())
     if several:
         figure.legend(loc="outside right center")
