@@ -175,7 +175,7 @@ def fit(
 def evaluate_command(
     tasks: TasksOption,
     vector: Annotated[
-        list[str], typer.Option("--vector", help="NAME=FILE of a saved vector; repeatable.")
+        list[str], typer.Option("--vector", help="Saved vector as NAME=FILE; repeatable.")
     ],
     out: OutOption,
     model: ModelOption = "smollm2-135m",

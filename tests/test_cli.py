@@ -1,0 +1,712 @@
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import pytest
+import torch
+import trained
+import typer.testing
+import zoo
+from pandas.testing import assert_frame_equal
+
+from tvlens import cli, tasks
+from tvlens.errors import (
+    ModelError,
+    RunError,
+    ShapeError,
+    TaskError,
+    TvlensError,
+    UnknownNameError,
+)
+from tvlens.evaluate import evaluate
+from tvlens.headsets import compare_head_sets
+from tvlens.loading import load
+from tvlens.methods.ltv import LearnableTaskVector
+from tvlens.methods.vector import TaskVector
+from tvlens.storage import save_tensors
+
+SMALL = ["--shots", str(trained.SHOTS)]
+STUDY = [*SMALL, "--steps", "10", "--ltv-seeds", "2"]
+COLUMNS = ["task", "method", "prompt", "metric", "value", "ci_low", "ci_high", "n"]
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+    error: BaseException | None
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    """A terminal of 100 columns, in the words of every command."""
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERMINAL_WIDTH", "100")
+
+
+def run(*words: object) -> Result:
+    """A command in this process; a mistake is left as the exception that `main` prints."""
+    result = typer.testing.CliRunner().invoke(cli.app, [str(word) for word in words])
+    error = None if isinstance(result.exception, SystemExit) else result.exception
+    return Result(result.exit_code, result.stdout, result.stderr, error)
+
+
+def ok(*words: object) -> str:
+    """What a command that must succeed prints; no line of it is cut or wider than 100."""
+    result = run(*words)
+    if result.error is not None:
+        raise result.error
+    assert result.code == 0, result.err
+    assert result.err == ""
+    assert "…" not in result.out
+    tables = [line for line in result.out.splitlines() if line[:1] in "┏┃┡│└"]
+    assert all(len(line) <= 100 for line in tables)
+    return result.out
+
+
+def mistake(*words: object, kind: type[TvlensError]) -> str:
+    """The message of a command that a user got wrong."""
+    result = run(*words)
+    assert isinstance(result.error, kind), result
+    assert result.out.count("\n") <= 1, "nothing but the lens is said before the mistake"
+    return str(result.error)
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory) -> Path:
+    """A folder with `model` and `data`, all that the commands of a user need."""
+    folder = tmp_path_factory.mktemp("user")
+    trained.save_model(folder / "model")
+    trained.save_tasks(folder / "data")
+    return folder
+
+
+@pytest.fixture
+def source(here) -> list[object]:
+    """The options that name the tiny model and one of its tasks."""
+    return ["--model", here / "model", "--data", here / "data", "--tasks", "seven-on"]
+
+
+@pytest.fixture(scope="module")
+def both(here) -> list[object]:
+    """The study's options for both tasks."""
+    names = ",".join(trained.TASKS)
+    return ["--model", here / "model", "--data", here / "data", "--tasks", names, *STUDY]
+
+
+class Study(NamedTuple):
+    folder: Path
+    out: str
+
+
+@pytest.fixture(scope="module")
+def study(here, both) -> Study:
+    """`tvlens study text` on both tasks, run once."""
+    folder = here / "study"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "100")
+        return Study(folder, ok("study", "text", *both, "--out", folder, "--seed", 0))
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def outcome(folder: Path) -> dict[str, bytes]:
+    """All files that the user reads, by name."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and path.name not in ("manifest.json", ".tvlens-lock")
+        and "steps" not in path.parts
+    }
+
+
+def pairs(n: int, output: Callable[[int], str] = lambda i: "kl"[i % 2]) -> list[dict[str, str]]:
+    letters = zoo.LETTERS
+    words = [letters[i // 20] + letters[i % 20] for i in range(n)]
+    return [{"input": word, "output": output(i)} for i, word in enumerate(words)]
+
+
+# --- study text -----------------------------------------------------------------------------------
+
+
+def test_results_follow_the_contract(study):
+    results = pd.read_csv(study.folder / "results.csv")
+    assert list(results.columns) == COLUMNS
+    assert set(results["task"]) == set(trained.TASKS)
+    assert set(results["method"]) == (
+        {"none", "icl", "fv_layer", "fv_per_layer", "ltv", "random", "permuted"}
+    )
+    assert set(results["prompt"]) == {"zero", "shuffled", "clean"}
+    assert set(results["metric"]) == {"accuracy", "cross_entropy", "perplexity", "exact_match"}
+    assert not results.isna().any().any()
+    assert not results.duplicated(["task", "method", "prompt", "metric"]).any()
+
+
+def test_heads_follow_the_contract(study):
+    heads = pd.read_csv(study.folder / "heads.csv")
+    assert list(heads.columns) == (
+        ["task", "layer", "head", "aie", "aie_low", "aie_high", "omega", "contribution"]
+    )
+    assert len(heads) == 2 * 2 * 4
+    assert not heads.isna().any().any()
+
+
+def test_every_table_stands_as_csv_and_parquet(study):
+    tables = sorted(path.stem for path in study.folder.glob("*.csv"))
+    assert {"results", "heads", "headsets"} <= set(tables)
+    assert tables == sorted(path.stem for path in study.folder.glob("*.parquet"))
+    for name in tables:
+        csv = pd.read_csv(study.folder / f"{name}.csv")
+        parquet = pd.read_parquet(study.folder / f"{name}.parquet")
+        assert_frame_equal(parquet.convert_dtypes(), csv.convert_dtypes())
+
+
+def test_figures_and_vectors_are_there(study):
+    figures = {path.name for path in (study.folder / "figures").iterdir()}
+    assert {"methods.pdf", "methods.png", "heads-seven-on.pdf", "overlap.png"} <= figures
+    assert {name.removesuffix(".pdf") for name in figures if name.endswith(".pdf")} == (
+        {name.removesuffix(".png") for name in figures if name.endswith(".png")}
+    )
+    vectors = {path.name for path in (study.folder / "vectors").iterdir()}
+    assert vectors == {
+        f"{task}-{kind}.safetensors"
+        for task in trained.TASKS
+        for kind in (
+            "ltv",
+            "ltv-seed1",
+            "fv_layer-zero",
+            "fv_layer-shuffled",
+            "fv_per_layer-zero",
+            "fv_per_layer-shuffled",
+        )
+    }
+
+
+def test_the_manifest_says_how_the_run_was_made(study, here):
+    said = manifest(study.folder)
+    assert said["command"] == "study text"
+    assert said["state"] == "finished"
+    assert said["config"]["model"] == str(here / "model")
+    assert said["config"]["backend"] == "bridge"
+    assert said["config"]["settings"]["shots"] == trained.SHOTS
+    assert said["config"]["settings"]["ltv"]["steps"] == 10
+    assert said["seeds"] == {"seed": 0}
+    assert said["data"] == {
+        name: tasks.load_file(here / "data" / f"{name}.json").digest for name in trained.TASKS
+    }
+    assert {"python", "torch", "transformer-lens", "tvlens"} <= said["versions"].keys()
+    assert "bridge, 2 layers x 4 heads, d_model 32, replay" in said["lens"]
+    assert len(said["filters"]) == 2
+    assert said["timings"].keys() >= {"seven-on/mediation", "fourteen-on/ltv-0"}
+    assert 0 < said["peak_memory_gib"] < 64
+
+
+def test_what_the_study_prints_reads_well(study):
+    lines = study.out.splitlines()
+    assert re.fullmatch(r"Lens\(.*, bridge, 2 layers x 4 heads, d_model 32, replay\)", lines[0])
+    assert lines[1:3] == ["seven-on: 42 pairs", "fourteen-on: 42 pairs"]
+    assert "seven-on: first-token accuracy [95% interval], n = 9" in lines
+    assert re.search(r"┃ method +┃ zero +┃ shuffled +┃ clean +┃", study.out)
+    assert re.search(r"│ icl +│ +│ +│ 1.00 \[1.00, 1.00\] │", study.out)
+    assert "fourteen-on: head sets" in lines
+    assert re.search(r"│ aie and ltv │ overlap +│ 5 │ +\d\.\d{3} │ +0\.625 │", study.out)
+    assert lines[-1] == f"Tables, vectors, figures and manifest are in {study.folder}"
+
+
+def test_the_same_command_resumes_and_changes_no_byte(study, both):
+    before = outcome(study.folder)
+    steps = {path: path.stat().st_mtime_ns for path in (study.folder / "steps").rglob("*.*")}
+    again = ok("study", "text", *both, "--out", study.folder, "--seed", 0)
+    assert outcome(study.folder) == before
+    assert {path: path.stat().st_mtime_ns for path in steps} == steps, "no step was saved again"
+    assert again == study.out
+    assert manifest(study.folder)["earlier_sessions"][-1]["state"] == "finished"
+
+
+def test_another_seed_into_the_same_folder_is_refused(study, both):
+    before = outcome(study.folder)
+    message = mistake("study", "text", *both, "--out", study.folder, "--seed", 1, kind=RunError)
+    assert "belongs to a different run" in message
+    assert "config.settings.seed: 0 there, 1 now" in message
+    assert "choose another --out" in message
+    assert outcome(study.folder) == before
+
+
+def test_other_data_under_the_same_name_is_refused(study, both, here, tmp_path):
+    copied = trained.save_tasks(tmp_path / "data")
+    (copied / "seven-on.json").write_text(json.dumps(pairs(40)))
+    options = [copied if word == here / "data" else word for word in both]
+    message = mistake("study", "text", *options, "--out", study.folder, kind=RunError)
+    assert "data.seven-on: " in message
+
+
+def finish_killed(folder: Path, command: list[str], until: Path, env: dict[str, str]) -> None:
+    """Runs a command until a file appears, then kills it as the system would."""
+    process = subprocess.Popen(
+        command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 240
+        while not until.exists():
+            assert process.poll() is None, "the command ended before it could be killed"
+            assert time.monotonic() < deadline, f"{until} never appeared"
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(timeout=60) == -signal.SIGKILL
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait(timeout=60)
+
+
+def test_a_killed_study_resumes_and_ends_with_the_same_bytes(study, both, tmp_path):
+    """In a process of its own, in another folder, killed in the second half."""
+    folder = tmp_path / "run"
+    words = ["study", "text", *both, "--out", folder, "--seed", 0]
+    command = [sys.executable, "-m", "tvlens.cli", *map(str, words)]
+    env = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    finish_killed(folder, command, folder / "steps" / "fourteen-on" / "means", env)
+    assert not (folder / "results.csv").exists()
+    assert manifest(folder)["state"] == "running"
+    ok(*words)
+    assert outcome(folder) == outcome(study.folder)
+    assert manifest(folder)["earlier_sessions"][0]["state"] == "interrupted"
+    assert not list(folder.rglob(".tvlens-tmp-*"))
+
+
+def test_a_task_goes_by_the_name_it_was_asked_for_by(here, source, tmp_path):
+    """Whatever its file calls it: results are looked up by the name on the command line."""
+    data = tmp_path / "data"
+    data.mkdir()
+    content = {"name": "something else", "pairs": pairs(42, lambda i: zoo.LETTERS[7 + i // 20])}
+    (data / "mine.json").write_text(json.dumps(content))
+    words = ["--model", here / "model", "--data", data, "--tasks", " mine ,"]
+    ok("mediate", *words, *SMALL, "--out", tmp_path / "run")
+    assert set(pd.read_csv(tmp_path / "run" / "heads.csv")["task"]) == {"mine"}
+
+
+# --- the single steps -----------------------------------------------------------------------------
+
+
+def test_mediate_writes_heads_with_the_studys_effects(study, source, tmp_path):
+    out = ok("mediate", *source, *SMALL, "--out", tmp_path / "run")
+    heads = pd.read_csv(tmp_path / "run" / "heads.csv")
+    assert list(heads.columns) == ["task", "layer", "head", "aie", "aie_low", "aie_high"]
+    there = pd.read_csv(study.folder / "heads.csv").query("task == 'seven-on'")
+    assert_frame_equal(heads, there[heads.columns])
+    assert "seven-on: heads of largest AIE (probability, 95% interval over 25 prompts)" in out
+    best = heads.nlargest(1, "aie").iloc[0]
+    assert re.search(rf"│ +{best['layer']} │ +{best['head']} │ +{best['aie']:.4f} │", out)
+    assert out.splitlines()[-1] == f"Wrote {tmp_path / 'run' / 'heads.csv'}"
+
+
+def test_fit_writes_a_vector_that_evaluate_reads(study, here, source, tmp_path):
+    fitted = tmp_path / "fit"
+    out = ok("fit", *source, *SMALL, "--steps", 10, "--out", fitted)
+    assert "seven-on: start, lowest validation loss (which is kept) and end" in out
+    file = fitted / "vectors" / "seven-on-ltv.safetensors"
+    ltv = LearnableTaskVector.load(file)
+    steps = ltv.history["step"].tolist()
+    assert (steps[0], steps[-1]) == (0, 10)
+    heads = pd.read_csv(fitted / "heads.csv")
+    assert list(heads.columns) == ["task", "layer", "head", "omega", "contribution"]
+    assert heads["omega"].to_numpy() == pytest.approx(ltv.omega.detach().flatten().numpy())
+    assert list(pd.read_csv(fitted / "history.csv")["step"]) == steps
+    assert file.read_bytes() == (study.folder / "vectors" / file.name).read_bytes()
+
+    out = ok("evaluate", *source, *SMALL, "--vector", f"mine={file}", "--out", tmp_path / "test")
+    results = pd.read_csv(tmp_path / "test" / "results.csv")
+    assert list(results.columns) == COLUMNS
+    assert set(results["method"]) == {"none", "icl", "mine"}
+    task = tasks.load_file(here / "data" / "seven-on.json")
+    lens = load(str(here / "model"))
+    expected = evaluate(lens, task, {"mine": ltv}, shots=trained.SHOTS)
+    assert_frame_equal(results, expected)
+    assert re.search(r"│ mine +│ \d", out)
+
+
+def test_evaluate_takes_ltvs_and_task_vectors_side_by_side(study, source, tmp_path):
+    vectors = study.folder / "vectors"
+    words = ["--vector", f"a={vectors / 'seven-on-ltv.safetensors'}"]
+    words += ["--vector", f"b={vectors / 'seven-on-fv_layer-zero.safetensors'}"]
+    ok("evaluate", *source, *SMALL, *words, "--out", tmp_path)
+    mine = pd.read_csv(tmp_path / "results.csv").set_index(["method", "prompt", "metric"])["value"]
+    there = pd.read_csv(study.folder / "results.csv").query("task == 'seven-on'")
+    theirs = there.set_index(["method", "prompt", "metric"])["value"]
+    for metric in ("accuracy", "cross_entropy", "exact_match"):
+        for name, method in (("a", "ltv"), ("b", "fv_layer")):
+            mine_here, there_here = mine[name, "zero", metric], theirs[method, "zero", metric]
+            assert mine_here == pytest.approx(there_here, rel=1e-4, abs=1e-6)
+    files = [vectors / f"seven-on-{kind}.safetensors" for kind in ("ltv", "fv_layer-zero")]
+    said = manifest(tmp_path)
+    assert said["config"]["vectors"] == dict(zip("ab", map(str, files), strict=True))
+    assert said["data"].keys() == {"seven-on", *map(str, files)}
+
+
+def test_evaluate_refuses_to_resume_with_a_vector_that_has_changed(source, tmp_path):
+    lens = trained.lens()
+    file = tmp_path / "v.safetensors"
+    words = ["evaluate", *source, *SMALL, "--vector", f"v={file}", "--out", tmp_path / "run"]
+    TaskVector(torch.zeros(lens.n_layer, lens.d_model), (0,), "m", "zeros").save(file)
+    ok(*words)
+    TaskVector(torch.ones(lens.n_layer, lens.d_model), (0,), "m", "ones").save(file)
+    assert f"data.{file}: " in mistake(*words, kind=RunError)
+
+
+def test_compare_of_two_columns_is_that_of_the_library(study, tmp_path):
+    heads = study.folder / "heads.csv"
+    out = ok("compare", f"aie@{heads}", f"contribution@{heads}", "--out", tmp_path)
+    headsets = pd.read_csv(tmp_path / "headsets.csv")
+    assert list(headsets.columns) == ["task", "measure", "k", "value", "chance", "p_value"]
+    assert list(headsets["task"].unique()) == ["seven-on", "fourteen-on"]
+    rows = pd.read_csv(heads).query("task == 'fourteen-on'")
+    grids = [
+        torch.tensor(rows.pivot(index="layer", columns="head", values=column).to_numpy())
+        for column in ("aie", "contribution")
+    ]
+    expected = compare_head_sets(*grids, ks=[5], names=("aie", "contribution"))
+    mine = headsets.query("task == 'fourteen-on'").drop(columns="task").reset_index(drop=True)
+    assert_frame_equal(mine.convert_dtypes(), expected.convert_dtypes())
+    curves = pd.read_csv(tmp_path / "overlap_curves.csv")
+    assert list(curves.query("task == 'seven-on'")["k"]) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert re.search(r"│ overlap +│ 5 │ +\d\.\d{3} │ +0\.625 │ +\d\.\d{3} │", out)
+    assert "gini_contribution" in out
+    assert out.splitlines()[-1] == f"Wrote {tmp_path / 'headsets.csv'}"
+
+
+def test_compare_of_a_column_with_itself_agrees_fully(study, tmp_path):
+    heads = f"aie@{study.folder / 'heads.csv'}"
+    out = ok("compare", heads, heads, "--out", tmp_path)
+    rows = pd.read_csv(tmp_path / "headsets.csv")
+    assert set(rows[rows["measure"].isin(["overlap", "jaccard", "spearman"])]["value"]) == {1.0}
+    assert "gini_first" in out
+    assert "gini_second" in out
+
+
+def test_models_says_what_is_bundled_and_where_it_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("TVLENS_CACHE", str(tmp_path / ("long" * 30)))
+    out = ok("models")
+    assert re.search(r"│ smollm2-135m │ +134515008 │ +30 │ +9 │ Apache-2.0 │ +no │", out)
+    kept = tmp_path / ("long" * 30) / "models" / "smollm2-135m"
+    assert f"will be fetched into {kept}\n" in out, "a path is not broken, however long"
+    assert "Any local folder or Hugging Face name" in out
+
+
+def test_tasks_lists_all_that_are_shipped(monkeypatch):
+    out = ok("tasks")
+    for name in tasks.names():
+        assert re.search(rf"^│ {name} +│ +{len(tasks.load(name).pairs)} │ ", out, re.MULTILINE)
+    assert "become → became" in out
+    monkeypatch.setenv("COLUMNS", "60")
+    narrow = run("tasks").out
+    assert all(f"│ {name} " in narrow for name in tasks.names()), "names are whole"
+
+
+def test_tasks_lists_a_folder(here):
+    out = ok("tasks", "--data", here / "data")
+    assert re.search(r"│ seven-on +│ +42 │ aa → h +│", out)
+    assert re.search(r"│ fourteen-on +│ +42 │ aa → o +│", out)
+    assert "present-past" not in out
+
+
+def test_bench_writes_the_promised_keys(here, tmp_path):
+    file = tmp_path / "bench.json"
+    words = ["--model", here / "model", "--data", here / "data", "--task", "seven-on"]
+    out = ok("bench", *words, "--json", file, "--out", tmp_path / "run")
+    figures = json.loads(file.read_text())
+    assert figures.keys() >= {
+        "aie_speedup_vs_transformer_lens",
+        "aie_speedup_vs_last_logits_loop",
+        "aie_max_abs_diff",
+        "ltv_step_speedup_vs_published",
+        "flops_fraction_of_matmul",
+        "peak_memory_gib",
+    }
+    assert all(math.isfinite(value) for value in figures.values())
+    assert figures["aie_max_abs_diff"] < 1e-5
+    assert all(f"│ {name} " in out for name in figures)
+    row = pd.read_csv(tmp_path / "run" / "bench.csv").iloc[0]
+    assert row.to_dict() == pytest.approx(figures)
+
+
+@pytest.mark.skipif(not zoo.HAS_HOOKED, reason="transformer-lens 4 has no HookedTransformer")
+def test_both_backends_give_the_same_effects(here, source, tmp_path):
+    for backend in ("bridge", "hooked"):
+        out = tmp_path / backend
+        ok("mediate", *source, *SMALL, "--backend", backend, "--out", out)
+        assert manifest(out)["config"]["backend"] == backend
+    first, second = (pd.read_csv(tmp_path / kind / "heads.csv") for kind in ("bridge", "hooked"))
+    assert second["aie"].to_numpy() == pytest.approx(first["aie"].to_numpy(), abs=1e-4)
+
+
+def test_ltvs_train_on_no_more_examples_than_asked_for(source, tmp_path):
+    ok("fit", *source, "--shots", 2, "--steps", 5, "--out", tmp_path / "two")
+    assert manifest(tmp_path / "two")["config"]["settings"]["ltv"]["shots"] == 2
+    assert cli._fit_settings("default", None, 10).shots == 5
+
+
+def test_the_paper_preset_is_the_released_codes(source, tmp_path):
+    ok("fit", *source, *SMALL, "--preset", "paper", "--steps", 3, "--out", tmp_path)
+    settings = manifest(tmp_path)["config"]["settings"]["ltv"]
+    assert settings["start"] == "normal"
+    assert settings["learning_rate"] == 5e-5
+    assert settings["steps"] == 3
+
+
+# --- help -----------------------------------------------------------------------------------------
+
+COMMANDS = ["models", "tasks", "mediate", "fit", "evaluate", "compare", "bench", "study"]
+
+
+def test_help_names_every_command():
+    out = ok("--help")
+    assert [line.split()[1] for line in out.splitlines() if re.match(r"│ [a-z]", line)] == COMMANDS
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "study text"])
+def test_help_of_every_command_fits_and_explains_every_option(command):
+    out = ok(*command.split(), "--help")
+    assert all(len(line) <= 100 for line in out.splitlines())
+    options = re.findall(r"^│ [ *] +(--[a-z-]+) +(.*?) *│$", out, re.MULTILINE)
+    without = [name for name, rest in options if not re.search(r"[A-Z][a-z]", rest)]
+    assert not without, "options without a sentence of help"
+
+
+# --- mistakes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["mediate", "fit", "study text"])
+def test_an_unknown_task_is_refused_with_near_names(command, here, tmp_path):
+    words = [*command.split(), "--model", here / "model", "--out", tmp_path / "run"]
+    message = mistake(*words, "--tasks", "presentpast", kind=UnknownNameError)
+    assert "unknown task 'presentpast': did you mean 'present-past'" in message
+    words += ["--data", here / "data"]
+    message = mistake(*words, "--tasks", "sevenon", kind=UnknownNameError)
+    assert "unknown task 'sevenon': did you mean 'seven-on'" in message
+    assert f"`tvlens tasks --data {here / 'data'}` lists" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_data_folder_that_is_not_there_is_not_passed_over(here, tmp_path):
+    """Otherwise a shipped task of the same name would be taken in its place."""
+    words = ["--model", here / "model", "--out", tmp_path / "run", "--tasks", "present-past"]
+    message = mistake("mediate", *words, "--data", tmp_path / "dat", kind=TaskError)
+    assert message == f"--data {tmp_path / 'dat'}: no such folder; expected one that holds " + (
+        "NAME.json files"
+    )
+
+
+def test_no_task_at_all_is_refused(source, tmp_path):
+    message = mistake("mediate", *source[:-1], " , ", "--out", tmp_path / "r", kind=TvlensError)
+    assert message == "--tasks names no task; expected names separated by commas"
+
+
+def test_an_unknown_model_is_refused_and_claims_no_folder(source, tmp_path):
+    words = [*source[2:], "--model", "smollm3-135m", "--out", tmp_path / "run"]
+    message = mistake("mediate", *words, kind=UnknownNameError)
+    assert "model 'smollm3-135m' cannot be loaded" in message
+    assert "smollm2-135m" in message
+    assert not (tmp_path / "run").exists(), "the corrected command may use the folder"
+
+
+def test_an_unknown_backend_is_refused(source, tmp_path):
+    result = run("mediate", *source, "--backend", "nnsight", "--out", tmp_path / "run")
+    assert result.code == 2
+    assert "'nnsight' is not one of 'bridge', 'hooked'" in result.err
+
+
+@pytest.mark.skipif(zoo.HAS_HOOKED, reason="transformer-lens 3 has HookedTransformer")
+def test_hooked_on_transformer_lens_4_is_refused(source, tmp_path):
+    words = [*source, "--backend", "hooked", "--out", tmp_path / "run"]
+    message = mistake("mediate", *words, kind=ModelError)
+    assert "HookedTransformer, which transformer-lens 4 removed" in message
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--shots", "0"), ("--seed", "-1"), ("--n-test", "0"), ("--steps", "0"), ("--ltv-seeds", "0")],
+)
+def test_numbers_out_of_range_are_refused(option, value, source, tmp_path):
+    result = run("study", "text", *source, option, value, "--out", tmp_path / "run")
+    assert result.code == 2
+    assert f"Invalid value for '{option}'" in result.err
+    assert not (tmp_path / "run").exists()
+
+
+def task_file(folder: Path, content: object) -> list[object]:
+    (folder / "mine.json").write_text(json.dumps(content))
+    return ["--data", folder, "--tasks", "mine", "--out", folder / "run"]
+
+
+def test_an_empty_task_file_is_refused(here, tmp_path):
+    words = task_file(tmp_path, [])
+    message = mistake("mediate", "--model", here / "model", *words, kind=TaskError)
+    assert f"task file {tmp_path / 'mine.json'} is empty" in message
+
+
+def test_fewer_pairs_than_examples_are_refused(here, tmp_path):
+    words = task_file(tmp_path, pairs(12))
+    message = mistake("mediate", "--model", here / "model", *words, kind=TaskError)
+    assert "task 'mine'" in message
+    assert "use at most 7 shots or add pairs" in message
+
+
+def test_duplicates_are_refused_or_dropped_on_demand(here, tmp_path):
+    content = pairs(40, lambda i: zoo.LETTERS[7 + i // 20])
+    content.append({"input": content[0]["input"], "output": "w"})
+    words = ["mediate", "--model", here / "model", *task_file(tmp_path, content), *SMALL]
+    message = mistake(*words, kind=TaskError)
+    first = content[0]["input"]
+    assert f"the input {first!r} has different outputs, 'h' and 'w'" in message
+    ok(*words, "--duplicates", "drop")
+    assert len(tasks.load_file(tmp_path / "mine.json", duplicates="drop")) == 39
+
+
+def test_prompts_longer_than_the_context_are_refused(source, tmp_path):
+    message = mistake("mediate", *source, "--shots", 20, "--out", tmp_path, kind=TaskError)
+    assert "the model's context holds 128; use fewer shots or shorter pairs" in message
+    assert manifest(tmp_path)["state"] == "failed"
+    assert "the model's context holds 128" in manifest(tmp_path)["error"]["message"]
+
+
+def test_a_model_that_answers_nothing_is_refused(here, tmp_path):
+    words = task_file(tmp_path, pairs(40))
+    message = mistake("mediate", "--model", here / "model", *words, *SMALL, kind=TaskError)
+    assert "answers none of 100 clean 4-shot prompts" in message
+
+
+def test_a_used_folder_is_refused(source, tmp_path):
+    (tmp_path / "thesis.tex").write_text("do not touch")
+    message = mistake("mediate", *source, *SMALL, "--out", tmp_path, kind=RunError)
+    assert "holds 'thesis.tex' but no manifest.json; choose another --out" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_folder_that_cannot_be_made_is_refused(source, tmp_path):
+    (tmp_path / "file").write_text("")
+    message = mistake("mediate", *source, *SMALL, "--out", tmp_path / "file" / "run", kind=RunError)
+    assert "cannot be made or written: Not a directory; choose another --out" in message
+
+
+def test_a_vector_of_another_model_is_refused(source, tmp_path):
+    file = tmp_path / "v.safetensors"
+    TaskVector(torch.zeros(5, 48), (0,), "larger", "test").save(file)
+    words = [*source, *SMALL, "--vector", f"v={file}", "--out", tmp_path / "run"]
+    message = mistake("evaluate", *words, kind=ShapeError)
+    assert "task vector of 'larger' has 5 layers and d_model 48" in message
+    assert "has 2 and 32; make the vector on the model it is used on" in message
+
+
+@pytest.mark.parametrize(
+    ("vectors", "words"),
+    [
+        (["v"], "--vector 'v': expected NAME=FILE"),
+        (["=v.safetensors"], "expected NAME=FILE"),
+        (["v=none.safetensors"], "there is no file none.safetensors"),
+        (["v=cli.py", "v=cli.py"], "--vector names 'v' twice; give every vector its own name"),
+        (["v=cli.py"], "cannot read cli.py: "),
+        (["none=there.safetensors"], "method name 'none' is taken by the baseline"),
+        (["v=other.safetensors"], "other.safetensors is no vector: it lacks 'layers'"),
+    ],
+)
+def test_what_is_no_vector_is_refused(vectors, words, source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("cli.py").write_text("print()")
+    save_tensors("other.safetensors", {"vectors": torch.zeros(2, 32)}, {"origin": "elsewhere"})
+    TaskVector(torch.zeros(2, 32), (0,), "m", "test").save("there.safetensors")
+    options = [word for vector in vectors for word in ("--vector", vector)]
+    message = mistake("evaluate", *source, *SMALL, *options, "--out", "run", kind=TvlensError)
+    assert words in message
+
+
+def test_a_study_needs_a_vector_to_evaluate(source, tmp_path):
+    result = run("evaluate", *source, "--out", tmp_path)
+    assert result.code == 2
+    assert "Missing option '--vector'" in result.err
+
+
+@pytest.mark.parametrize(
+    ("first", "words"),
+    [
+        ("heads.csv", "expected COLUMN@FILE, such as aie@RUN/heads.csv"),
+        ("aie@none.csv", "there is no file none.csv"),
+        ("effect@heads.csv", "heads.csv has no column effect; it has task, layer, head, aie"),
+        ("task@heads.csv", "the column holds no numbers; name a score of heads"),
+        ("aie@twice.csv", "twice.csv has several rows for one head of a task"),
+        ("aie@empty.csv", "empty.csv cannot be read as CSV"),
+        ("aie@binary.csv", "binary.csv cannot be read as CSV"),
+        ("aie@other.csv", "no task is in both aie@other.csv (b) and aie@heads.csv (a)"),
+        ("aie@wide.csv", "head maps of shape [1, 3] and [1, 2]"),
+        ("aie@holes.csv", "1 of 4 head scores are not finite"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(first, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    head = "task,layer,head,aie\n"
+    tables = {
+        "heads": f"{head}a,0,0,.1\na,0,1,.2\n",
+        "twice": f"{head}a,0,0,.1\na,0,0,.2\n",
+        "empty": "",
+        "other": f"{head}b,0,0,.1\nb,0,1,.2\n",
+        "wide": f"{head}a,0,0,.1\na,0,1,.2\na,0,2,.3\n",
+        "holes": f"{head}a,0,0,.1\na,0,1,.2\na,1,1,.3\n",
+    }
+    for name, text in tables.items():
+        Path(f"{name}.csv").write_text(text)
+    Path("binary.csv").write_bytes(b"PAR1\x80\x81")
+    message = mistake("compare", first, "aie@heads.csv", "--out", "run", kind=TvlensError)
+    assert words in message
+
+
+def test_bench_takes_one_task(here, tmp_path):
+    words = ["--model", here / "model", "--task", "present-past,antonym", "--out", tmp_path]
+    message = mistake("bench", *words, kind=UnknownNameError)
+    assert message == "--task 'present-past,antonym': expected one task, got 2"
+
+
+# --- the command as users call it -----------------------------------------------------------------
+
+
+def test_main_ends_a_mistake_in_one_line(monkeypatch, capsys, tmp_path):
+    missing = tmp_path / ("a folder [with] brackets " * 8)
+    monkeypatch.setattr(sys, "argv", ["tvlens", "tasks", "--data", str(missing)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == (
+        f"error: task folder {missing}: no such folder; pass one that holds *.json task files\n"
+    )
+
+
+def test_main_lets_mistakes_of_the_program_show(monkeypatch):
+    def broken() -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(cli, "list_bundled", broken)
+    monkeypatch.setattr(sys, "argv", ["tvlens", "models"])
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.main()
+
+
+def test_the_command_in_a_process_of_its_own():
+    words = [sys.executable, "-m", "tvlens.cli", "tasks", "--data", "nowhere"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == (
+        "error: task folder nowhere: no such folder; pass one that holds *.json task files\n"
+    )
