@@ -38,7 +38,8 @@ class FitSettings:
         n_prompts: training prompts of each kind; they are read once and used again.
         evaluate_every: steps between validations.
         patience: validations without improvement after which training stops; None never stops.
-        l1: weight of the penalty Σ|omega|, applied as soft thresholding, so weights reach zero.
+        l1: weight of the penalty Σ|omega|, applied as soft thresholding, so weights reach zero:
+            those of heads that lower the loss by less than `l1` per unit of weight.
         top_k: from half of the steps on, keep only the k heads of largest ‖omega ā‖.
         granularity: "head", or "block" for the released text code of the paper.
     """
@@ -261,11 +262,18 @@ class _Trainer:
         self._require_finite(total)
         self.adam.step()
         if self.settings.l1:
-            threshold = self.settings.l1 * self.settings.learning_rate
-            omega = self.ltv.omega.data
-            omega.copy_(omega.sign() * (omega.abs() - threshold).clamp(min=0))
+            self._shrink()
         self.step += 1
         return total
+
+    def _shrink(self) -> None:
+        """The proximal step of the L1 penalty, in the metric of Adam's own step."""
+        state, options = self.adam.state[self.ltv.omega], self.adam.param_groups[0]
+        correction = 1 - options["betas"][1] ** float(state["step"])
+        scale = (state["exp_avg_sq"] / correction).sqrt() + options["eps"]
+        threshold = self.settings.l1 * self.settings.learning_rate / scale
+        omega = self.ltv.omega.data
+        omega.copy_(omega.sign() * (omega.abs() - threshold).clamp(min=0))
 
     def _next_batch(self) -> slice:
         size = self.settings.batch_size
