@@ -7,9 +7,10 @@
 
 PYTHON ?= python3
 MODEL = smollm2-135m
-STUDY_TASKS = present-past,singular-plural
+STUDY_TASKS = present-past,singular-plural,country-nationality,verb-gerund,capitalize-word
 STUDY_RUN = runs/text
-STUDY = .venv/bin/tvlens study text --model $(MODEL) --tasks $(STUDY_TASKS) --seed 0 --out $(STUDY_RUN)
+STUDY = .venv/bin/python analyses/text_study.py --model $(MODEL) --tasks $(STUDY_TASKS) \
+	--ltv-seeds 2 --seed 0 --out $(STUDY_RUN)
 
 ENVIRONMENTS = .venv .venv-tl4
 PIP_INSTALL = bin/python -m pip install --quiet

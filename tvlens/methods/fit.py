@@ -45,12 +45,12 @@ class FitSettings:
     """
 
     start: Start = "zero"
-    learning_rate: float = 0.05
+    learning_rate: float = 0.1
     steps: int = 60
     batch_size: int = 32
     kinds: tuple[PromptKind, ...] = ("zero", "shuffled")
-    shots: int = 5
-    n_prompts: int = 96
+    shots: int = 3
+    n_prompts: int = 160
     evaluate_every: int = 10
     patience: int | None = 3
     l1: float = 0.0
