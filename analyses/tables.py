@@ -1,0 +1,36 @@
+"""Tables as a paper needs them: numbers as CSV, the same as text in Markdown and LaTeX."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from tvlens.storage import write
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The table in Markdown, numbers right-aligned."""
+    numeric = [pd.api.types.is_numeric_dtype(dtype) for dtype in table.dtypes]
+    lines = [list(map(str, table.columns)), ["--:" if number else "---" for number in numeric]]
+    lines += [[_shown(cell) for cell in row] for row in table.itertuples(index=False)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def write_tables(folder: Path, name: str, values: pd.DataFrame, shown: pd.DataFrame) -> str:
+    """Writes `values` as name.csv and `shown` as name.md and name.tex; returns the Markdown."""
+    text = markdown(shown)
+    latex = shown.map(_shown).to_latex(index=False, escape=True)
+    write(folder / f"{name}.csv", values.to_csv(index=False, lineterminator="\n").encode())
+    write(folder / f"{name}.md", text.encode())
+    write(folder / f"{name}.tex", latex.encode())
+    return text
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    """A share and its interval, such as `0.92 [0.85, 0.97]`."""
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _shown(cell: object) -> str:
+    if isinstance(cell, float):
+        return "" if pd.isna(cell) else f"{cell:.4g}"
+    return str(cell)

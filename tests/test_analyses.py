@@ -1,0 +1,177 @@
+"""Every analysis runs on a tiny model from any folder, writes what it says, and resumes."""
+
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import trained
+
+ANALYSES = Path(__file__).parents[1] / "analyses"
+SHOTS = str(trained.SHOTS)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(trained.save_model(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return trained.save_tasks(tmp_path_factory.mktemp("data") / "tasks")
+
+
+@pytest.fixture
+def functions(monkeypatch):
+    """Gives the names that a script defines."""
+    monkeypatch.syspath_prepend(str(ANALYSES))
+    return lambda script: SimpleNamespace(**runpy.run_path(str(ANALYSES / script)))
+
+
+@pytest.fixture
+def again(monkeypatch, capsys):
+    """Calls a script in this process, which is quicker; what it prints."""
+
+    def call(script, folder, *options):
+        monkeypatch.syspath_prepend(str(ANALYSES))
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", [script, *options])
+        try:
+            runpy.run_path(str(ANALYSES / script), run_name="__main__")
+        except SystemExit as end:
+            if end.code:
+                raise
+        return capsys.readouterr().out
+
+    return call
+
+
+def run(script, folder, *options):
+    """Calls a script from another folder; what it prints."""
+    command = [sys.executable, ANALYSES / script, *options]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def steps(folder):
+    """What is in the steps of a run, and since when."""
+    return {path: path.stat().st_mtime_ns for path in folder.glob("steps/**/*") if path.is_file()}
+
+
+def test_text_study_writes_both_summaries_and_resumes(model, data, tmp_path, again):
+    options = ["--model", model, "--data", str(data), "--tasks", ",".join(trained.TASKS)]
+    options += ["--shots", SHOTS, "--steps", "4", "--ltv-seeds", "2", "--n-test", "6"]
+    options += ["--out", "found"]
+    said = run("text_study.py", tmp_path, *options)
+    found = tmp_path / "found"
+    for name in ("summary", "headset_summary"):
+        assert (found / f"{name}.md").read_text() in said
+        assert (found / f"{name}.tex").read_text().startswith(r"\begin{tabular}")
+    values, results = pd.read_csv(found / "summary.csv"), pd.read_csv(found / "results.csv")
+    assert list(values["task"]) == [name for name in trained.TASKS for _ in "ab"] + [
+        "mean over tasks",
+        "mean over tasks",
+    ]
+    accuracy = results.query("metric == 'accuracy'").set_index(["task", "method", "prompt"])
+    for task in trained.TASKS:
+        row = values.query("task == @task and prompt == 'zero-shot'").iloc[0]
+        assert row["LTV"] == accuracy.loc[(task, "ltv", "zero"), "value"]
+        assert row["ICL"] == accuracy.loc[(task, "icl", "clean"), "value"]
+    assert not values.isna().any(axis=None)
+
+    before = steps(found)
+    assert before
+    assert again("text_study.py", tmp_path, *options) == said
+    assert steps(found) == before
+
+
+def test_method_summary_puts_numbers_where_they_belong(functions):
+    text_study = functions("text_study.py")
+    cells = [("icl", "clean", 0.9)]
+    cells += [
+        (method, prompt, number / 10 + (0.05 if prompt == "shuffled" else 0))
+        for number, method in enumerate(m for m in text_study.METHODS if m != "icl")
+        for prompt in text_study.PROMPTS
+    ]
+    rows = [
+        {"task": task, "method": method, "prompt": prompt, "value": value - less}
+        for task, less in (("b", 0.0), ("a", 0.1))
+        for method, prompt, value in cells
+    ]
+    results = pd.DataFrame(rows).assign(metric="accuracy")
+    results["ci_low"], results["ci_high"] = results["value"] - 0.2, results["value"] + 0.2
+    other = results.assign(metric="exact_match", value=-1.0)
+    values, shown = text_study.method_summary(pd.concat([results, other]))
+    assert list(values["task"]) == ["b", "b", "a", "a", "mean over tasks", "mean over tasks"]
+    assert list(values["prompt"]) == ["zero-shot", "shuffled labels"] * 3
+    np.testing.assert_allclose(values["ICL"], [0.9, 0.9, 0.8, 0.8, 0.85, 0.85])
+    np.testing.assert_allclose(values["LTV"], [0.2, 0.25, 0.1, 0.15, 0.15, 0.2])
+    assert shown["LTV"][1] == "0.25 [0.05, 0.45]"
+    assert shown["LTV"][4] == "0.15"
+
+
+def test_headset_summary_sorts_sizes_and_averages_over_tasks(functions):
+    text_study = functions("text_study.py")
+    rows = [
+        (task, comparison, "overlap", k, value + more, k / 100)
+        for task, more in (("b", 0.0), ("a", 0.2))
+        for comparison, value in (("ltv seeds", 0.5), ("aie and ltv", 0.1))
+        for k in (10, 5)
+    ]
+    rows.append(("b", "aie and ltv", "spearman", None, 0.3, 0.0))
+    rows.append(("b", "aie and ltv", "gini_aie", None, 0.9, None))
+    columns = ["task", "comparison", "measure", "k", "value", "chance"]
+    headsets = pd.DataFrame(rows, columns=columns)
+    table = text_study.headset_summary(headsets)
+    assert list(table.columns) == ["comparison", "measure", "b", "a", "mean", "chance"]
+    sizes = ["overlap at 5", "overlap at 10"]
+    assert list(table["measure"]) == [*sizes, "spearman", *sizes]
+    assert list(table["comparison"]) == ["aie and ltv"] * 3 + ["ltv seeds"] * 2
+    np.testing.assert_allclose(table["mean"], [0.2, 0.2, 0.3, 0.6, 0.6])
+    np.testing.assert_allclose(table["chance"], [0.05, 0.1, 0.0, 0.05, 0.1])
+
+
+def test_weight_travel_shows_that_the_paper_weights_stay(model, data, tmp_path, again):
+    task = next(iter(trained.TASKS))
+    options = ["--model", model, "--task", str(data / f"{task}.json"), "--shots", SHOTS]
+    options += ["--steps", "20", "--seeds", "2", "--out", "found"]
+    said = run("weight_travel.py", tmp_path, *options)
+    found = tmp_path / "found"
+    assert (found / "summary.md").read_text() in said
+    assert (found / "summary.tex").exists()
+    assert (found / "figures" / "weight-travel.pdf").stat().st_size > 1000
+
+    table = pd.read_csv(found / "summary.csv").set_index(["preset", "seed"])
+    assert list(table.index) == [("paper", 0), ("paper", 1), ("default", 0), ("default", 1)]
+    paper, default = table.loc["paper"], table.loc["default"]
+    assert (paper["largest travel of a weight"] <= 1.01 * 20 * 5e-5).all()
+    assert (paper["correlation"] > 0.9999).all()
+    assert (paper["accuracy, end"] == paper["accuracy, start"]).all()
+    assert (default["norm of start"] == 0).all()
+    assert (default["accuracy, start"] == default["accuracy, no vector"]).all()
+    assert (default["distance"] > 100 * paper["distance"]).all()
+
+    weights = pd.read_csv(found / "weights.csv").set_index(["preset", "seed"])
+    moved = (weights["end"] - weights["start"]).abs().groupby(["preset", "seed"]).max()
+    expected = table["largest travel of a weight"].sort_index()
+    np.testing.assert_allclose(moved.sort_index(), expected, rtol=1e-6)
+    travel = pd.read_csv(found / "travel.csv")
+    assert (travel.groupby(["preset", "seed"])["step"].max() == 20).all()
+
+    before = steps(found)
+    assert again("weight_travel.py", tmp_path, *options) == said
+    assert steps(found) == before
+
+
+def test_a_mistake_ends_in_one_line(tmp_path, again):
+    message = "error: unknown task 'present-pats': did you mean 'present-past'"
+    with pytest.raises(SystemExit, match=re.escape(message)) as end:
+        again("weight_travel.py", tmp_path, "--task", "present-pats")
+    assert "\n" not in end.value.code
+    assert not list(tmp_path.iterdir())
