@@ -4,7 +4,7 @@ position.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -68,6 +68,7 @@ class FitSettings:
 
 
 DEFAULT_SETTINGS = FitSettings()
+_POINTS = 8
 
 
 def fit_ltv(
@@ -141,10 +142,12 @@ def fit_ltv(
                 trainer.validate(validation, loss)
                 if checkpoint is not None:
                     trainer.save(Path(checkpoint), identity)
-    ltv.omega.data.copy_(trainer.best)
-    ltv.mask.copy_(trainer.best_mask)
-    ltv.history = pd.DataFrame(trainer.rows)
-    attribute(lens, ltv, validation_prompts(task, settings, seed))
+        ltv.omega.data.copy_(trainer.best)
+        ltv.mask.copy_(trainer.best_mask)
+        ltv.history = pd.DataFrame(trainer.rows)
+        rows = max(1, lens.max_rows // _POINTS)
+        spans = [slice(i, i + rows) for i in range(0, len(validation), rows)]
+        _attribute(lens, ltv, map(validation.rows, spans), _POINTS)
     return ltv
 
 
@@ -165,7 +168,7 @@ def validation_prompts(task: Task, settings: FitSettings, seed: int) -> list[Pro
 
 
 def attribute(
-    lens: Lens, ltv: LearnableTaskVector, prompts: Sequence[Prompts], *, points: int = 8
+    lens: Lens, ltv: LearnableTaskVector, prompts: Sequence[Prompts], *, points: int = _POINTS
 ) -> Float[Tensor, "layer head"]:
     """What each head's term adds to the log-probability of the answer, averaged over prompts.
 
@@ -179,17 +182,24 @@ def attribute(
         prompts: prompts that do not carry the task, of the validation split.
         points: midpoints of the path.
     """
+    with lens.frozen():
+        rows = max(1, lens.max_rows // points)
+        return _attribute(lens, ltv, _read_pieces(lens, prompts, rows=rows), points)
+
+
+def _attribute(
+    lens: Lens, ltv: LearnableTaskVector, readings: Iterable[Reading], points: int
+) -> Float[Tensor, "layer head"]:
     alphas = ((torch.arange(points) + 0.5) / points).to(ltv.omega.device)
     weights = ltv.weights.detach()
     total, count = torch.zeros_like(weights), 0
-    with lens.frozen():
-        for reading in _read_pieces(lens, prompts, rows=max(1, lens.max_rows // points)):
-            along = (alphas[:, None, None] * weights).requires_grad_()
-            vectors = torch.einsum("vlh,lhd->vld", along, ltv.outputs)
-            loss = lens.readout.loss(lens.engine.run(reading, _add(vectors)), reading.batch)
-            (gradient,) = torch.autograd.grad(-loss.sum() / points, along)
-            total += weights * gradient.sum(dim=0)
-            count += len(reading)
+    for reading in readings:
+        along = (alphas[:, None, None] * weights).requires_grad_()
+        vectors = torch.einsum("vlh,lhd->vld", along, ltv.outputs)
+        loss = lens.readout.loss(lens.engine.run(reading, _add(vectors)), reading.batch)
+        (gradient,) = torch.autograd.grad(-loss.sum() / points, along)
+        total += weights * gradient.sum(dim=0)
+        count += len(reading)
     ltv.effect.copy_(total / count)
     return ltv.effect
 
