@@ -207,6 +207,17 @@ def test_omega_and_contribution_are_those_of_the_saved_ltv(folder):
         assert heads["contribution"].to_numpy() == pytest.approx(ltv.scores.flatten().numpy())
 
 
+def test_omega_is_what_fit_ltv_learns(folder):
+    lens, task = trained.lens(), trained.TASKS["seven-on"]
+    clean = task.prompts("train", shots=SETTINGS.shots, n=SETTINGS.n_clean, seed=0)
+    means = tvlens.mean_head_outputs(lens, clean)
+    for seed, suffix in ((0, ""), (1, "-seed1")):
+        ltv = tvlens.fit_ltv(lens, task, means, settings=SETTINGS.ltv, seed=seed)
+        saved = LearnableTaskVector.load(folder / "vectors" / f"seven-on-ltv{suffix}.safetensors")
+        assert zoo.off(saved.omega.detach(), ltv.omega.detach()) < 1e-4
+        assert zoo.off(saved.effect, ltv.effect) < 1e-4
+
+
 def test_aie_is_that_of_whole_forward_passes(folder):
     """The whole chain of draws, means and effects again, without replay."""
     lens = replace(trained.lens(), engine=WholePassEngine(trained.lens().backend))

@@ -56,7 +56,7 @@ BackendOption = Annotated[
     typer.Option("--backend", help="TransformerBridge, or transformer-lens 3's HookedTransformer."),
 ]
 ShotsOption = Annotated[
-    int, typer.Option("--shots", min=1, help="Examples in a prompt; LTVs train on 5 at most.")
+    int, typer.Option("--shots", min=1, help="Examples in a prompt; LTVs may train on fewer.")
 ]
 PresetOption = Annotated[
     Literal["default", "paper"],
