@@ -5,7 +5,7 @@ import pytest
 import torch
 import zoo
 
-from tvlens.edits import AddToResidual
+from tvlens.edits import AddToResidual, NoEdit
 from tvlens.errors import NumericalError, RunError, ShapeError, TaskError
 from tvlens.heads import mean_head_outputs
 from tvlens.interventions import WholePassEngine
@@ -437,6 +437,32 @@ def test_a_loss_that_is_not_a_number_is_caught(lens, means):
     )
     with pytest.raises(NumericalError, match=words):
         fit(replace(lens, readout=Broken()), means)
+
+
+class Own(FirstToken):
+    """Right is what the model says by itself, so a vector can only do harm."""
+
+    def __init__(self, lens):
+        self.lens = lens
+
+    def loss(self, outputs, batch):
+        with torch.no_grad():
+            reading = self.lens.engine.read(batch)
+            said = self.lens.engine.run(reading, NoEdit(3)).argmax(dim=-1)
+        index = said[..., None].expand(-1, outputs.shape[1], 1)
+        return -(5 * outputs).log_softmax(dim=-1).gather(-1, index)[..., 0]
+
+
+def test_divergence_is_caught(lens, means):
+    own = replace(lens, readout=Own(lens))
+    fine = fit(own, means, replace(SETTINGS, learning_rate=1e-3, steps=5))
+    assert fine.history["validation_loss"].iloc[0] < 1
+    words = (
+        r"LTV training on 'kind-of-word' diverged: validation loss \d.* after step 5, 0\..* at the "
+        r"start; expected it to fall; lower learning_rate \(now 10000.0\)"
+    )
+    with pytest.raises(NumericalError, match=words):
+        fit(own, means, replace(SETTINGS, learning_rate=1e4))
 
 
 def test_means_that_are_not_numbers_are_caught(lens, means):
