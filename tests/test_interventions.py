@@ -176,6 +176,27 @@ def test_a_users_own_hooks_stay(backend):
         point.remove_hooks()
 
 
+def test_activations_are_not_written_into(backend):
+    """What somebody else has kept of a forward pass stays as it was."""
+    batch = zoo.batch()
+    seen = []
+    names = [backend.z_hook(0), backend.residual_hook(0)]
+    points = [backend.model.hook_dict[name] for name in names]
+    clean, _ = recorded(backend, names, batch)
+    for point in points:
+        point.add_hook(lambda a, hook: seen.append(a))
+    try:
+        engine = WholePassEngine(backend)
+        engine.run(engine.read(batch), one_head(backend, 0, 0, 9.0))
+        engine.run(engine.read(batch), add_at(backend, 0, torch.ones(backend.d_model)))
+    finally:
+        for point in points:
+            point.remove_hooks()
+    assert len(seen) == 8
+    assert torch.equal(seen[2], clean[names[0]])
+    assert torch.equal(seen[7], clean[names[1]])
+
+
 def test_a_hook_that_never_fires_is_an_error(backend):
     batch = zoo.batch()
     words = rf"1 of 1 hooks on '{backend.name}' never fired \(blocks.1.attn.hook_z\): either the"

@@ -200,6 +200,7 @@ def test_joined_readings_are_those_of_all_prompts(backend):
         assert len(joined) == len(batch)
         assert torch.equal(joined.batch.mask, batch.mask)
         assert torch.equal(joined.batch.query, batch.query)
+        assert zoo.off(joined.z, engine.read(batch).z) < zoo.TOLERANCE[torch.float32]
         assert zoo.off(engine.run(joined, edit), whole) < zoo.TOLERANCE[torch.float32]
         words = joined.batch.inputs.where(joined.batch.mask, -1)
         assert torch.equal(words, batch.inputs.where(batch.mask, -1))
