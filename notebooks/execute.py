@@ -22,10 +22,7 @@ from nbformat import NotebookNode
 
 HERE = Path(__file__).parent
 # A stored notebook needs no bars, nor advice to install widgets that would show them.
-QUIET = {
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "PYTHONWARNINGS": "ignore:IProgress not found,ignore:install",
-}
+QUIET = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore:IProgress not found"}
 
 
 def texts() -> list[Path]:

@@ -1,69 +1,85 @@
 import io
-from typing import Any
+from contextlib import contextmanager, redirect_stderr
 
+import nbformat
 import pytest
-from rich.console import Console
+from jupyter_client import KernelManager
+from jupyter_client.kernelspec import KernelSpecManager
+from nbclient import NotebookClient
 
-from tvlens import progress
 from tvlens.progress import progress_bar
 
 
-@pytest.fixture
-def stream(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """What bars draw, on a terminal 100 columns wide."""
-    written = io.StringIO()
+class Terminal(io.StringIO):
+    """What is written to a terminal."""
 
-    def terminal(**options: Any) -> Console:
-        assert options == {"stderr": True}, "bars must not mix with what a command prints"
-        return Console(
-            file=written, force_terminal=True, force_interactive=True, width=100, color_system=None
-        )
+    encoding = "utf-8"
 
-    monkeypatch.setattr(progress, "Console", terminal)
-    return written
+    def isatty(self) -> bool:
+        return True
 
 
-def test_a_terminal_shows_title_and_count(stream):
-    with progress_bar("mediation", 25) as advance:
+@contextmanager
+def on_a_terminal():
+    """A terminal in place of the error stream; a fixture could not, pytest puts its own back."""
+    with redirect_stderr(Terminal()) as terminal:
+        yield terminal
+
+
+def test_a_terminal_shows_title_and_count(capsys):
+    with on_a_terminal() as terminal, progress_bar("mediation", 25) as advance:
         advance(10)
+        assert "mediation" in terminal.getvalue()
+        assert "0/25" in terminal.getvalue()
         advance(15)
-    assert "mediation" in stream.getvalue()
-    assert "25/25" in stream.getvalue()
+    assert not capsys.readouterr().out
 
 
-def test_stopping_early_leaves_the_count_where_it_was(stream):
-    with progress_bar("LTV", 80) as advance:
-        advance(30)
-    assert "30/80" in stream.getvalue()
-    assert "80/80" not in stream.getvalue()
+def test_a_finished_bar_is_wiped():
+    with on_a_terminal() as terminal, progress_bar("mediation", 2) as advance:
+        advance(2)
+    assert terminal.getvalue().endswith("\r")
+    assert not terminal.getvalue().split("\r")[-2].strip()
 
 
-def test_brackets_in_a_title_are_no_markup(stream):
-    with progress_bar("tense [past]", 1) as advance:
-        advance(1)
-    assert "tense [past]" in stream.getvalue()
-
-
-def test_the_cursor_comes_back_after_an_exception(stream):
+def test_the_line_is_free_again_after_an_exception():
     def interrupted() -> None:
         with progress_bar("mediation", 25) as advance:
             advance(1)
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    hide, appear = "\x1b[?25l", "\x1b[?25h"
-    assert stream.getvalue().rindex(appear) > stream.getvalue().rindex(hide)
-    # A bar left open would refuse the next one on a console that is shared.
-    with progress_bar("again", 1) as advance:
-        advance(1)
-    assert "again" in stream.getvalue()
+    with on_a_terminal() as terminal:
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+        assert not terminal.getvalue().split("\r")[-2].strip()
+        with progress_bar("again", 1) as advance:
+            advance(1)
+    # Below a bar left open, the next one would move to a line of its own.
+    assert "again" in terminal.getvalue()
+    assert "\n" not in terminal.getvalue()
 
 
-def test_nothing_is_written_where_there_is_no_terminal(capfd, monkeypatch):
-    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
-        monkeypatch.delenv(name, raising=False)
+def test_nothing_is_written_where_there_is_no_terminal(capfd):
     with progress_bar("mediation", 25) as advance:
         advance(25)
     out, err = capfd.readouterr()
     assert out == err == ""
+
+
+def test_a_notebook_without_widgets_shows_a_line_of_text():
+    # As where ipywidgets is not installed, also on machines where it is.
+    source = (
+        "import sys, time\n"
+        "sys.modules['ipywidgets'] = None\n"
+        "from tvlens.progress import progress_bar\n"
+        "with progress_bar('mediation', 25) as advance:\n"
+        "    time.sleep(0.2)\n"
+        "    advance(25)\n"
+    )
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    own = KernelSpecManager(kernel_dirs=[])
+    kernel = KernelManager(kernel_name="python3", kernel_spec_manager=own)
+    NotebookClient(notebook, km=kernel, timeout=300).execute(cleanup_kc=True)
+    written = "".join(o.text for o in notebook.cells[0].outputs if o.get("name") == "stderr")
+    assert "mediation" in written
+    assert "25/25" in written
