@@ -120,12 +120,19 @@ def bench(
     }
 
 
+def _clock() -> float:
+    """Seconds, after everything that an accelerator was given to do is done."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter()
+
+
 def _fastest(run: Callable[[], Any], repeats: int) -> tuple[Any, float]:
     best, result = float("inf"), None
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = _clock()
         result = run()
-        best = min(best, time.perf_counter() - start)
+        best = min(best, _clock() - start)
     return result, best
 
 
@@ -148,9 +155,9 @@ def _loop(
     with torch.no_grad():
         base = lens.readout.score(forward(NoEdit(lens.n_layer)), batch)
         edits = [edit.of_variants(head[None]) for head in heads]
-        start = time.perf_counter()
+        start = _clock()
         found = [lens.readout.score(forward(change), batch) - base for change in edits]
-        seconds = time.perf_counter() - start
+        seconds = _clock() - start
     return torch.cat(found).flatten(), seconds
 
 
@@ -167,15 +174,21 @@ def _step_batch(lens: Lens, task: Task, settings: BenchSettings) -> list[Batch]:
 
 def _add_weighted(omega: Tensor, outputs: Tensor) -> AddToResidual:
     vectors = torch.einsum("lh,lhd->ld", omega, outputs)[None, None]
-    return AddToResidual(vectors, torch.ones(1, len(omega), dtype=torch.bool))
+    return AddToResidual(vectors, vectors.new_ones(1, len(omega), dtype=torch.bool))
+
+
+def _zero_weights(lens: Lens) -> Float[Tensor, "layer head"]:
+    device = lens.backend.device
+    return torch.zeros(lens.n_layer, lens.n_head, device=device, requires_grad=True)
 
 
 def _replayed_step(lens: Lens, task: Task, outputs: Tensor, settings: BenchSettings) -> float:
     engine = lens.engine
     reading = engine.join([engine.read(batch) for batch in _step_batch(lens, task, settings)])
-    omega = torch.zeros(lens.n_layer, lens.n_head, requires_grad=True)
+    omega = _zero_weights(lens)
     adam = torch.optim.Adam([omega])
-    every = torch.arange(len(reading))
+    outputs = outputs.to(omega.device)
+    every = torch.arange(len(reading), device=omega.device)
 
     def step() -> None:
         adam.zero_grad()
@@ -188,13 +201,14 @@ def _replayed_step(lens: Lens, task: Task, outputs: Tensor, settings: BenchSetti
 
 def _published_step(lens: Lens, task: Task, outputs: Tensor, settings: BenchSettings) -> float:
     engine = WholePassEngine(lens.backend)
-    omega = torch.zeros(lens.n_layer, lens.n_head, requires_grad=True)
+    omega = _zero_weights(lens)
+    outputs = outputs.to(omega.device)
     n = settings.n_loop_prompts
     clean = lens.encode(task.prompts("train", n=n, seed=settings.seed))
-    start = time.perf_counter()
+    start = _clock()
     for i in range(n):
         engine.read(clean[i : i + 1])
-    means = (time.perf_counter() - start) / n * settings.n_clean
+    means = (_clock() - start) / n * settings.n_clean
 
     seconds = 0.0
     for batch in _step_batch(lens, task, settings):
@@ -202,10 +216,10 @@ def _published_step(lens: Lens, task: Task, outputs: Tensor, settings: BenchSett
         spent = 0.0
         for i in range(kinds):
             reading = engine.read(batch[i : i + 1])
-            start = time.perf_counter()
+            start = _clock()
             logits = engine.run(reading, _add_weighted(omega, outputs))
             lens.readout.loss(logits, reading.batch).mean().backward()
-            spent += time.perf_counter() - start
+            spent += _clock() - start
         seconds += spent / kinds * len(batch)
     return means + seconds
 
@@ -213,8 +227,8 @@ def _published_step(lens: Lens, task: Task, outputs: Tensor, settings: BenchSett
 def _matmul_flops(lens: Lens, repeats: int) -> float:
     """Floating-point operations per second of a product of the size replay spends its time in."""
     d_mlp = int(getattr(lens.backend.model.cfg, "d_mlp", None) or 4 * lens.d_model)
-    a = torch.randn(lens.max_rows, lens.d_model)
-    b = torch.randn(lens.d_model, d_mlp)
+    a = lens.w_o.new_ones(lens.max_rows, lens.d_model)
+    b = lens.w_o.new_ones(lens.d_model, d_mlp)
     run = partial(torch.mm, a, b)
     run()
 

@@ -121,8 +121,6 @@ def evaluate_prompts(
     names = [measure.name for measure in lens.readout.measures]
     if exact_match:
         names.append("exact_match")
-    # One token more than the answer, so that a continuation that goes on is seen.
-    length = max(len(answer) for answer in batch.answers) + 1
     parts: list[Tensor] = []
     with lens.frozen(), torch.no_grad():
         for reading in lens.readings(batch):
@@ -133,7 +131,7 @@ def evaluate_prompts(
                 values.append(lens.readout.measure(outputs, reading.batch).double().cpu())
                 if exact_match:
                     started = lens.readout.answered(outputs, reading.batch)
-                    right = _exact_match(lens, reading, piece, started, answers, length)
+                    right = _exact_match(lens, reading, piece, started, answers)
                     values[-1] = torch.cat([values[-1], right[..., None]], dim=-1)
             parts += torch.cat(values, dim=1)
     measured = torch.stack(parts)
@@ -168,7 +166,6 @@ def _exact_match(
     edit: Edit,
     started: Bool[Tensor, "batch variant"],
     answers: Sequence[str],
-    length: int,
 ) -> Float[Tensor, "batch variant"]:
     """1 where the first line of the greedy continuation is the whole answer, else 0.
 
@@ -178,6 +175,8 @@ def _exact_match(
     alive = started.any(dim=0).nonzero().flatten()
     if not len(alive):
         return right
+    # One token more than the answer, so that a continuation that goes on is seen.
+    length = max(len(answer) for answer in reading.batch.answers) + 1
     tokens = lens.engine.generate(reading, edit.of_variants(alive), length)
     for column, variant in enumerate(alive.tolist()):
         texts = lens.backend.tokenizer.batch_decode(tokens[:, column])

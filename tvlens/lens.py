@@ -27,7 +27,8 @@ class Lens:
         engine: runs edited prompts, by replay where the self-check allows it.
         readout: turns outputs at the query position into losses and scores.
         prefix: special tokens put before every prompt.
-        max_tokens: prompt tokens that are read at once; bounds memory.
+        max_tokens: prompt tokens that are read at once; bounds memory. The default keeps what a CPU
+            works on in its cache; accelerators want more.
         max_rows: edited rows that are run at once; bounds memory.
     """
 
@@ -35,7 +36,7 @@ class Lens:
     engine: Engine[Any]
     readout: Readout
     prefix: tuple[int, ...] = ()
-    max_tokens: int = 4096
+    max_tokens: int = 1024
     max_rows: int = 512
 
     @property

@@ -1,5 +1,6 @@
 """Names, folders and models in memory to a checked lens."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,7 +65,8 @@ def load(
     if device is not None:
         wrapped.model.to(torch.device(device), print_details=False)
     prefix = () if wrapped.tokenizer is None else tuple(special_prefix(wrapped.tokenizer))
-    return Lens(wrapped, choose_engine(wrapped), FirstToken(), prefix)
+    lens = Lens(wrapped, choose_engine(wrapped), FirstToken(), prefix)
+    return lens if wrapped.device.type == "cpu" else replace(lens, max_tokens=8192)
 
 
 def _already_wrapped(model: Any, name: str | None, tokenizer: Any) -> Backend | None:
