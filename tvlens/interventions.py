@@ -96,7 +96,7 @@ def intervene(backend: Backend, edit: Edit, query: Int[Tensor, " batch"]) -> Ite
 
 def record_heads(
     backend: Backend,
-    inputs: Int[Tensor, "batch pos"],
+    inputs: Tensor,
     mask: Bool[Tensor, "batch pos"],
     query: Int[Tensor, " batch"],
 ) -> tuple[Float[Tensor, "batch layer head d_head"], Float[Tensor, "batch d_vocab"]]:

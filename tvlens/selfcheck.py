@@ -24,7 +24,7 @@ _LOGIT_TOLERANCE = _TOLERANCE | {torch.bfloat16: 3e-1}
 def choose_engine(backend: Backend) -> Engine:
     """The engine for `backend`: replay where it is exact, whole forward passes otherwise.
 
-    On a short prompt of random tokens this checks that the contributions of the heads and the bias
+    On short random prompts this checks that the contributions of the heads and the bias
     sum to the attention output, that zeroing one head's `hook_z` changes that output by exactly
     its `z W_O`, that a large patch moves the logits, and that replay gives the numbers of hooked
     forward passes. A warning says so where it does not.
@@ -32,7 +32,7 @@ def choose_engine(backend: Backend) -> Engine:
     Raises:
         ModelError: one of the first three identities is broken; the message says which.
     """
-    batch = _short_prompts(backend)
+    batch = backend.short_prompts()
     with backend.frozen(), torch.no_grad():
         _check_contributions(backend, batch)
         _check_large_patch(backend, batch)
@@ -61,12 +61,6 @@ def _whole_passes(backend: Backend, reason: str) -> WholePassEngine:
         stacklevel=4,
     )
     return WholePassEngine(backend)
-
-
-def _short_prompts(backend: Backend) -> Batch:
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(backend.d_vocab, (2, 6), generator=generator).tolist()
-    return Batch.pad([tokens[0], tokens[1][:4]], [[0], [0]]).to(backend.device)
 
 
 def _relative(difference: Tensor, reference: Tensor) -> float:

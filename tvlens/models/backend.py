@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+from tvlens.models.batch import Batch
 
 HookFunction = Callable[..., Tensor | None]
 
@@ -153,14 +155,20 @@ class Backend(ABC):
             for parameter, grad in wanted:
                 parameter.requires_grad_(grad)
 
+    def short_prompts(self) -> Batch:
+        """Two prompts of random tokens and different lengths, for checking the model."""
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randint(self.d_vocab, (2, 6), generator=generator).tolist()
+        return Batch.pad([tokens[0], tokens[1][:4]], [[0], [0]]).to(self.device)
+
     def forward(
-        self, inputs: Int[Tensor, "batch pos"], mask: Bool[Tensor, "batch pos"]
+        self, inputs: Tensor, mask: Bool[Tensor, "batch pos"]
     ) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits of a whole forward pass."""
         return self.model(inputs, attention_mask=mask.long())
 
     def embed(
-        self, inputs: Int[Tensor, "batch pos"], mask: Bool[Tensor, "batch pos"]
+        self, inputs: Tensor, mask: Bool[Tensor, "batch pos"]
     ) -> Float[Tensor, "batch pos d_model"]:
         """Residual stream before block 0, positions included, exactly as the model makes it."""
         return self.model(inputs, attention_mask=mask.long(), stop_at_layer=0)

@@ -1,10 +1,10 @@
-"""Prompts as a model reads them: tokens, padding, where the query is, and what should follow."""
+"""Prompts as a model reads them: inputs, padding, where the query is, and what should follow."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -16,17 +16,18 @@ class Batch:
     """Encoded prompts, left-padded unless `pad_side` was asked otherwise.
 
     Attributes:
-        inputs: token ids; padding holds a valid id that the mask hides.
-        mask: True at real tokens.
-        query: column of each prompt's last real token, the query position.
-        target: first token of the right answer.
-        answers: all tokens of the right answer, per prompt.
+        inputs: token ids, or vectors for models that read numbers; padding holds a valid input
+            that the mask hides.
+        mask: True at real inputs.
+        query: column of each prompt's last real input, the query position.
+        target: first token of the right answer, or the right number.
+        answers: all tokens of the right answer, per prompt; empty for numbers.
     """
 
-    inputs: Int[Tensor, "batch pos"]
+    inputs: Int[Tensor, "batch pos"] | Float[Tensor, "batch pos n_dims"]
     mask: Bool[Tensor, "batch pos"]
     query: Int[Tensor, " batch"]
-    target: Int[Tensor, " batch"]
+    target: Int[Tensor, " batch"] | Float[Tensor, " batch"]
     answers: tuple[tuple[int, ...], ...]
 
     def __len__(self) -> int:
@@ -56,7 +57,12 @@ class Batch:
         added = [width - part.inputs.shape[1] for part in parts]
 
         def widen(tensors: list[Tensor]) -> Tensor:
-            return torch.cat([pad(t, (n, 0)) for t, n in zip(tensors, added, strict=True)])
+            return torch.cat(
+                [
+                    pad(t, (0, 0) * (t.ndim - 2) + (n, 0))
+                    for t, n in zip(tensors, added, strict=True)
+                ]
+            )
 
         return cls(
             widen([part.inputs for part in parts]),
@@ -82,6 +88,15 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """The batch on `device`."""
         return self._map(lambda tensor: tensor.to(device), self.answers)
+
+    @classmethod
+    def of_sequences(
+        cls, inputs: Float[Tensor, "batch pos n_dims"], target: Float[Tensor, " batch"]
+    ) -> "Batch":
+        """Sequences of vectors of one length, whose query is the last position."""
+        mask = torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
+        query = torch.full((len(inputs),), inputs.shape[1] - 1, device=inputs.device)
+        return cls(inputs, mask, query, target, ((),) * len(inputs))
 
     @classmethod
     def pad(

@@ -1,0 +1,191 @@
+"""The regression transformer: its sequence, what it may see, and the files it is kept in."""
+
+import os
+import pickle
+
+import pytest
+import torch
+import yaml
+import zoo
+
+from tvlens.errors import ModelError, RunError, ShapeError
+from tvlens.models.regression import (
+    RegressionSizes,
+    RegressionTransformer,
+    interleave,
+    load_garg,
+    load_regression,
+    save_regression,
+)
+from tvlens.storage import save_tensors
+
+SIZES = RegressionSizes(n_dims=3, n_points=5, n_layer=2, n_head=2, d_model=16)
+
+
+def points(n=4, n_points=5, n_dims=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(n, n_points, n_dims, generator=generator),
+        torch.randn(n, n_points, generator=generator),
+    )
+
+
+def model(seed=0, sizes=SIZES):
+    made = RegressionTransformer(sizes)
+    zoo.randomise(made, seed)
+    return made.eval()
+
+
+def test_x_and_y_take_turns_and_y_stands_in_coordinate_0():
+    xs = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
+    found = interleave(xs, torch.tensor([[5.0, 6.0]]))
+    assert found.tolist() == [[[1, 2], [5, 0], [3, 4], [6, 0]]]
+
+
+def test_a_prediction_sees_the_points_before_it_and_its_own_x_alone():
+    made, (xs, ys) = model(), points()
+    whole = made(xs, ys)
+    assert whole.shape == (4, 5)
+    later, own, before = ys.clone(), ys.clone(), ys.clone()
+    later[:, 3:] += 1
+    own[:, 2] += 1
+    before[:, 1] += 1
+    assert torch.equal(made(xs, later)[:, :3], whole[:, :3])
+    assert torch.equal(made(xs, own)[:, :3], whole[:, :3])
+    assert (made(xs, before)[:, 2] != whole[:, 2]).all()
+    moved = xs.clone()
+    moved[:, 2] += 1
+    assert (made(moved, ys)[:, 2] != whole[:, 2]).all()
+
+
+def test_short_prompts_are_the_beginning_of_long_ones():
+    made, (xs, ys) = model(), points()
+    short = made(xs[:, :2], ys[:, :2])
+    assert zoo.off(short, made(xs, ys)[:, :2]) < zoo.TOLERANCE[torch.float32]
+
+
+def test_points_that_do_not_fit_are_refused():
+    with pytest.raises(ShapeError, match=r"points have 2 dimensions, the regression model reads 3"):
+        model()(*points(n_dims=2))
+    with pytest.raises(ShapeError, match=r"prompts have 6 points, .* has positions for 5"):
+        model()(*points(n_points=6))
+    with pytest.raises(ShapeError, match="every size must be at least 1 and d_model divisible"):
+        RegressionSizes(3, 5, 2, 3, 16)
+
+
+def test_a_saved_model_comes_back_with_its_card(tmp_path):
+    made, (xs, ys) = model(), points()
+    save_regression(made, tmp_path / "m.safetensors", {"steps": 7}, dtype=torch.float32)
+    read, card = load_regression(tmp_path / "m.safetensors")
+    assert card == {"steps": 7}
+    assert read.sizes == SIZES
+    assert not read.training
+    assert torch.equal(read(xs, ys), made(xs, ys))
+
+
+def test_half_precision_files_are_half_as_large_and_read_as_float32(tmp_path):
+    made, (xs, ys) = model(), points()
+    for name, dtype in (("whole", torch.float32), ("half", torch.float16)):
+        save_regression(made, tmp_path / name, {}, dtype=dtype)
+    whole, half = ((tmp_path / name).stat().st_size for name in ("whole", "half"))
+    assert half < 0.6 * whole
+    read, _ = load_regression(tmp_path / "half")
+    assert read.read_in.weight.dtype == torch.float32
+    assert zoo.off(read(xs, ys), made(xs, ys)) < 0.05
+
+
+def test_damaged_and_foreign_files_are_refused(tmp_path):
+    path = tmp_path / "m.safetensors"
+    save_regression(model(), path, {}, dtype=torch.float32)
+    content = path.read_bytes()
+    path.write_bytes(content[:-100])
+    with pytest.raises(RunError, match=r"cannot read .*m\.safetensors"):
+        load_regression(path)
+    save_tensors(path, {"x": torch.zeros(1)}, {"model": "m"})
+    with pytest.raises(ModelError, match=r"holds no regression transformer: its metadata \['model"):
+        load_regression(path)
+    tensors = model().state_dict()
+    sizes = {"n_dims": 3, "n_points": 5, "n_layer": 2, "n_head": 2, "d_model": 32}
+    save_tensors(path, tensors, {"sizes": sizes, "card": {}})
+    with pytest.raises(
+        ModelError, match=r"another architecture than .*: \d+ weights differ, the f"
+    ):
+        load_regression(path)
+    broken = model()
+    broken.read_out.weight.data[0, 0] = float("nan")
+    save_regression(broken, path, {}, dtype=torch.float32)
+    with pytest.raises(ModelError, match=r"'read_out\.weight' holds NaN or infinite numbers"):
+        load_regression(path)
+
+
+def garg(folder, made, family="gpt2", **changes):
+    """A folder as Garg et al. publish them, with what older transformers kept beside weights."""
+    state = {f"_{name}": tensor for name, tensor in made.state_dict().items()}
+    state["_backbone.wte.weight"] = torch.zeros(50, made.sizes.d_model)
+    for layer in range(made.sizes.n_layer):
+        state[f"_backbone.h.{layer}.attn.bias"] = torch.ones(1, 1, 10, 10)
+        state[f"_backbone.h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
+    described = {
+        "family": family,
+        "n_dims": made.sizes.n_dims,
+        "n_positions": made.sizes.n_points,
+        "n_embd": made.sizes.d_model,
+        "n_layer": made.sizes.n_layer,
+        "n_head": made.sizes.n_head,
+    }
+    folder.mkdir(exist_ok=True)
+    text = yaml.safe_dump({"model": described | changes, "training": {"task": "linear"}})
+    (folder / "config.yaml").write_text(text)
+    kept = {"model_state_dict": state, "optimizer_state_dict": {"state": {}}, "train_step": 5}
+    torch.save(kept, folder / "state.pt")
+    return folder
+
+
+def test_the_published_layout_is_read(tmp_path):
+    made, (xs, ys) = model(), points()
+    read = load_garg(garg(tmp_path / "linear", made))
+    assert read.sizes == SIZES
+    assert torch.equal(read(xs, ys), made(xs, ys))
+
+
+def test_published_layouts_that_do_not_fit_are_refused(tmp_path):
+    with pytest.raises(ModelError, match=r"family 'lstm'; expected 'gpt2'"):
+        load_garg(garg(tmp_path / "a", model(), family="lstm"))
+    with pytest.raises(ModelError, match=r"weights differ, the first is 'backbone\.h\.2\."):
+        load_garg(garg(tmp_path / "b", model(), n_layer=3))
+    folder = garg(tmp_path / "c", model())
+    (folder / "config.yaml").write_text("model: {family: gpt2}")
+    with pytest.raises(ModelError, match=r"lacks 'n_dims'; expected model: family, n_dims"):
+        load_garg(folder)
+    with pytest.raises(RunError, match=r"expected config\.yaml and a state\.pt that holds weights"):
+        load_garg(tmp_path / "nowhere")
+
+
+class Harmful:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_code_in_a_checkpoint_is_never_run(tmp_path):
+    folder = garg(tmp_path / "m", model())
+    harm = tmp_path / "harm"
+    torch.save({"model_state_dict": {"_read_in.weight": Harmful(harm)}}, folder / "state.pt")
+    with pytest.raises(RunError, match="use no checkpoint with code in it"):
+        load_garg(folder)
+    (folder / "state.pt").write_bytes(pickle.dumps(Harmful(harm), protocol=2))
+    with pytest.raises(RunError, match="use no checkpoint with code in it"):
+        load_garg(folder)
+    assert not harm.exists()
+
+
+def test_a_truncated_checkpoint_is_refused(tmp_path):
+    folder = garg(tmp_path / "m", model())
+    content = (folder / "state.pt").read_bytes()
+    (folder / "state.pt").write_bytes(content[: len(content) // 2])
+    with pytest.raises(RunError, match="reading failed with"):
+        load_garg(folder)
