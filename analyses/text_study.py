@@ -16,7 +16,7 @@ import pandas as pd
 import typer
 from tables import with_interval, write_tables
 
-from tvlens import cli
+from tvlens import cli, options
 from tvlens.errors import TvlensError
 
 TASKS = "present-past,singular-plural,country-nationality,verb-gerund,capitalize-word"
@@ -34,14 +34,14 @@ MEASURES = ["overlap", "rank_biased_overlap", "spearman"]
 
 
 def main(
-    tasks: cli.TasksOption = TASKS,
-    out: cli.OutOption = Path("runs/text"),
-    data: cli.DataOption = None,
-    duplicates: cli.DuplicatesOption = "error",
-    model: cli.ModelOption = "smollm2-135m",
-    shots: cli.ShotsOption = 10,
-    seed: cli.SeedOption = 0,
-    steps: cli.StepsOption = None,
+    tasks: options.TasksOption = TASKS,
+    out: options.OutOption = Path("runs/text"),
+    data: options.DataOption = None,
+    duplicates: options.DuplicatesOption = "error",
+    model: options.ModelOption = "smollm2-135m",
+    shots: options.ShotsOption = 10,
+    seed: options.SeedOption = 0,
+    steps: options.StepsOption = None,
     ltv_seeds: int = 3,
     n_test: int | None = None,
 ) -> None:

@@ -25,8 +25,8 @@ from tables import with_interval, write_tables
 
 import tvlens
 from tvlens import figures, study
-from tvlens.cli import ModelOption, OutOption, ShotsOption
 from tvlens.errors import TvlensError
+from tvlens.options import ModelOption, OutOption, ShotsOption
 from tvlens.runs import Run
 
 PRESETS = {"paper": tvlens.FitSettings.paper(), "default": tvlens.FitSettings()}

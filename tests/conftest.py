@@ -43,3 +43,10 @@ def unchecked():
 def task():
     """A made-up relation whose answers have one or two tokens."""
     return zoo.TASK
+
+
+@pytest.fixture
+def wide(monkeypatch):
+    """A terminal of 100 columns, in the words of every command."""
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERMINAL_WIDTH", "100")

@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 import torch
 import trained
-import typer.testing
 import zoo
+from commands import mistake, ok, run
 from pandas.testing import assert_frame_equal
 
 from tvlens import cli, tasks
@@ -35,51 +35,11 @@ from tvlens.methods.ltv import LearnableTaskVector
 from tvlens.methods.vector import TaskVector
 from tvlens.storage import save_tensors
 
+pytestmark = pytest.mark.usefixtures("wide")
+
 SMALL = ["--shots", str(trained.SHOTS)]
 STUDY = [*SMALL, "--steps", "10", "--ltv-seeds", "2"]
 COLUMNS = ["task", "method", "prompt", "metric", "value", "ci_low", "ci_high", "n"]
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-    error: BaseException | None
-
-
-@pytest.fixture(autouse=True)
-def wide(monkeypatch):
-    """A terminal of 100 columns, in the words of every command."""
-    monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setenv("TERMINAL_WIDTH", "100")
-
-
-def run(*words: object) -> Result:
-    """A command in this process; a mistake is left as the exception that `main` prints."""
-    result = typer.testing.CliRunner().invoke(cli.app, [str(word) for word in words])
-    error = None if isinstance(result.exception, SystemExit) else result.exception
-    return Result(result.exit_code, result.stdout, result.stderr, error)
-
-
-def ok(*words: object) -> str:
-    """What a command that must succeed prints; no line of it is cut or wider than 100."""
-    result = run(*words)
-    if result.error is not None:
-        raise result.error
-    assert result.code == 0, result.err
-    assert result.err == ""
-    assert "…" not in result.out
-    tables = [line for line in result.out.splitlines() if line[:1] in "┏┃┡│└"]
-    assert all(len(line) <= 100 for line in tables)
-    return result.out
-
-
-def mistake(*words: object, kind: type[TvlensError]) -> str:
-    """The message of a command that a user got wrong."""
-    result = run(*words)
-    assert isinstance(result.error, kind), result
-    assert result.out.count("\n") <= 1, "nothing but the lens is said before the mistake"
-    return str(result.error)
 
 
 @pytest.fixture(scope="module")
@@ -470,6 +430,7 @@ def test_the_paper_preset_is_the_released_codes(source, tmp_path):
 # --- help -----------------------------------------------------------------------------------------
 
 COMMANDS = ["models", "tasks", "mediate", "fit", "evaluate", "compare", "bench", "study"]
+COMMANDS += ["regression"]
 
 
 def test_help_names_every_command():
@@ -477,7 +438,7 @@ def test_help_names_every_command():
     assert [line.split()[1] for line in out.splitlines() if re.match(r"│ [a-z]", line)] == COMMANDS
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "study text"])
+@pytest.mark.parametrize("command", [*COMMANDS, "study text", "regression train"])
 def test_help_of_every_command_fits_and_explains_every_option(command):
     out = ok(*command.split(), "--help")
     assert all(len(line) <= 100 for line in out.splitlines())

@@ -106,6 +106,8 @@ def test_options_reach_the_class():
 def test_what_cannot_be_is_refused():
     with pytest.raises(UnknownNameError, match="unknown function class 'cubic'; expected one of l"):
         function_class("cubic", 3)
+    with pytest.raises(UnknownNameError, match="class 'relu' has no option 'depth'; it has n_hid"):
+        function_class("relu", 3, depth=2)
     with pytest.raises(ShapeError, match="n_nonzero=3: expected between 1 and n_dims=2"):
         SparseLinear(2)
     with pytest.raises(ShapeError, match="n_dims=0: a function needs at least 1 variable"):

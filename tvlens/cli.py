@@ -3,7 +3,7 @@
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import pandas as pd
 import typer
@@ -12,6 +12,7 @@ from tvlens import study as studies
 from tvlens import tasks as text_tasks
 from tvlens.arguments import named_files, read_scores, read_tasks, read_vector, score_file
 from tvlens.bench import BenchSettings, bench
+from tvlens.cli_regression import regression_app
 from tvlens.console import complain, say, show
 from tvlens.errors import TvlensError, UnknownNameError
 from tvlens.evaluate import KINDS, evaluate
@@ -21,6 +22,18 @@ from tvlens.loading import BackendKind, load
 from tvlens.methods.fit import FitSettings
 from tvlens.models.bundled import list_bundled
 from tvlens.models.fetch import file_sha256
+from tvlens.options import (
+    BackendOption,
+    DataOption,
+    DuplicatesOption,
+    ModelOption,
+    OutOption,
+    PresetOption,
+    SeedOption,
+    ShotsOption,
+    StepsOption,
+    TasksOption,
+)
 from tvlens.runs import Run
 from tvlens.storage import encode_json, write
 from tvlens.study import StudySettings
@@ -34,39 +47,7 @@ app = typer.Typer(
 )
 study_app = typer.Typer(help="The whole study of several tasks.", no_args_is_help=True)
 app.add_typer(study_app, name="study")
-
-ModelOption = Annotated[
-    str, typer.Option("--model", help="Bundled name, local folder or Hugging Face name.")
-]
-TasksOption = Annotated[str, typer.Option("--tasks", help="Task names, separated by commas.")]
-DataOption = Annotated[
-    Path | None,
-    typer.Option("--data", help="Folder of NAME.json task files, looked in before shipped tasks."),
-]
-DuplicatesOption = Annotated[
-    Literal["error", "drop"],
-    typer.Option("--duplicates", help="What to do with inputs that have different outputs."),
-]
-OutOption = Annotated[
-    Path, typer.Option("--out", help="Run folder; the same command into it resumes.")
-]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of every draw.")]
-BackendOption = Annotated[
-    BackendKind,
-    typer.Option("--backend", help="TransformerBridge, or transformer-lens 3's HookedTransformer."),
-]
-ShotsOption = Annotated[
-    int, typer.Option("--shots", min=1, help="Examples in a prompt; LTVs may train on fewer.")
-]
-PresetOption = Annotated[
-    Literal["default", "paper"],
-    typer.Option(
-        "--preset", help="Training settings: ours, or those of the paper's released code."
-    ),
-]
-StepsOption = Annotated[
-    int | None, typer.Option("--steps", min=1, help="Training steps at most, if not the preset's.")
-]
+app.add_typer(regression_app, name="regression")
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import platform
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -197,6 +198,32 @@ def train(
             if checkpoint is not None:
                 trainer.save(Path(checkpoint), identity)
     return Trained(trainer.model.to("cpu").eval(), pd.DataFrame(trainer.rows))
+
+
+def model_card(
+    functions: str,
+    settings: TrainSettings,
+    seed: int,
+    start: str | None,
+    device: str | torch.device,
+    trained: Trained,
+) -> dict[str, Any]:
+    """What a model was trained on, how long, where, and how well it does: kept in its file."""
+    last = trained.history.iloc[-1]
+    return {
+        "functions": functions,
+        "inputs": "x ~ N(0, I), a new function for every prompt",
+        "train_points": settings.train_points,
+        "error": float(last["error"]),
+        "least_squares": float(last["least_squares"]),
+        "n_validation": settings.n_validation,
+        "settings": asdict(settings),
+        "seed": seed,
+        "start": start,
+        "seconds": float(last["seconds"]),
+        "machine": f"{platform.machine()}, {device}, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+    }
 
 
 def draw_prompts(

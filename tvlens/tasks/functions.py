@@ -7,8 +7,7 @@ a linear function's, `n_dims`, except trees and networks, whose published scales
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Float, Int
@@ -203,7 +202,7 @@ class DecisionTree(FunctionClass):
         return 1.0
 
 
-CLASSES: dict[str, Callable[..., FunctionClass]] = {
+CLASSES: dict[str, type[FunctionClass]] = {
     "linear": Linear,
     "sparse-linear": SparseLinear,
     "noisy-linear": NoisyLinear,
@@ -218,11 +217,18 @@ def function_class(name: str, n_dims: int, **options: int | float) -> FunctionCl
     """The function class of this name over `n_dims` variables.
 
     Raises:
-        UnknownNameError: there is no such function class.
+        UnknownNameError: there is no such function class, or it has no such option.
         ShapeError: the sizes do not fit each other.
     """
     if name not in CLASSES:
         raise UnknownNameError(
             f"unknown function class {name!r}; expected one of {', '.join(CLASSES)}"
+        )
+    known = [field.name for field in fields(CLASSES[name]) if field.name != "n_dims"]
+    strange = [option for option in options if option not in known]
+    if strange:
+        raise UnknownNameError(
+            f"function class {name!r} has no option {strange[0]!r}; it has "
+            f"{', '.join(known) or 'none'}"
         )
     return CLASSES[name](n_dims, **options)

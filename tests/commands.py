@@ -1,0 +1,43 @@
+"""Commands run in this process, as tests of the command line see them."""
+
+from typing import NamedTuple
+
+import typer.testing
+
+from tvlens import cli
+from tvlens.errors import TvlensError
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+    error: BaseException | None
+
+
+def run(*words: object) -> Result:
+    """A command in this process; a mistake is left as the exception that `main` prints."""
+    result = typer.testing.CliRunner().invoke(cli.app, [str(word) for word in words])
+    error = None if isinstance(result.exception, SystemExit) else result.exception
+    return Result(result.exit_code, result.stdout, result.stderr, error)
+
+
+def ok(*words: object) -> str:
+    """What a command that must succeed prints; no line of it is cut or wider than 100."""
+    result = run(*words)
+    if result.error is not None:
+        raise result.error
+    assert result.code == 0, result.err
+    assert result.err == ""
+    assert "…" not in result.out
+    tables = [line for line in result.out.splitlines() if line[:1] in "┏┃┡│└"]
+    assert all(len(line) <= 100 for line in tables)
+    return result.out
+
+
+def mistake(*words: object, kind: type[TvlensError]) -> str:
+    """The message of a command that a user got wrong."""
+    result = run(*words)
+    assert isinstance(result.error, kind), result
+    assert result.out.count("\n") <= 1, "nothing but the lens is said before the mistake"
+    return str(result.error)
