@@ -15,8 +15,7 @@ from tvlens.errors import UnknownNameError
 from tvlens.lens import Lens
 from tvlens.methods.vector import TaskVector, stack_vectors
 from tvlens.metrics import Interval, bootstrap_mean
-from tvlens.tasks.prompts import PromptKind, Prompts
-from tvlens.tasks.task import Split, Task
+from tvlens.tasks.prompts import PromptKind, PromptSet, PromptSource, Split
 
 RESULT_COLUMNS = ["task", "method", "prompt", "metric", "value", "ci_low", "ci_high", "n"]
 KINDS: tuple[PromptKind, ...] = ("zero", "shuffled", "clean")
@@ -36,7 +35,7 @@ Method = TaskVector | HasTaskVector | Sequence[TaskVector] | Mapping[PromptKind,
 
 def evaluate(
     lens: Lens,
-    task: Task,
+    task: PromptSource,
     methods: Mapping[str, Method],
     *,
     split: Split = "test",
@@ -44,7 +43,7 @@ def evaluate(
     shots: int = 10,
     n: int | None = None,
     seed: int = 0,
-    exact_match: bool = True,
+    exact_match: bool | None = None,
 ) -> pd.DataFrame:
     """Every method on the same prompts: mean and 95% bootstrap interval over prompts.
 
@@ -63,12 +62,14 @@ def evaluate(
         shots: examples in prompts that have any.
         n: number of prompts; each pair of the split once by default.
         seed: seed of the prompts and of the bootstrap.
-        exact_match: also generate whole answers greedily and compare them.
+        exact_match: also generate whole answers greedily and compare them; by default where the
+            model's answers are text.
 
     Returns:
-        A tidy table with columns task, method, prompt, metric, value, ci_low, ci_high, n; metric
-        one of accuracy and cross_entropy (first answer token; cross-entropy in nats), perplexity,
-        exact_match (the first line of the greedy continuation is the answer).
+        A tidy table with columns task, method, prompt, metric, value, ci_low, ci_high, n. Metrics
+        are the measures of the lens' readout; for text accuracy and cross_entropy (first answer
+        token; cross-entropy in nats), perplexity, and exact_match (the first line of the greedy
+        continuation is the answer).
 
     Raises:
         UnknownNameError: a method is called `none` or `icl`.
@@ -93,11 +94,11 @@ def evaluate(
 
 def evaluate_prompts(
     lens: Lens,
-    prompts: Prompts,
+    prompts: PromptSet,
     methods: Mapping[str, Method],
     *,
     kind: PromptKind,
-    exact_match: bool = True,
+    exact_match: bool | None = None,
 ) -> pd.DataFrame:
     """Every method on every prompt: columns method, prompt_index, metric, value.
 
@@ -108,8 +109,9 @@ def evaluate_prompts(
         prompts: what is asked.
         methods: what is added, by name; the baseline without a vector is put first.
         kind: kind of the prompts, which picks the vector of methods that have one per kind.
-        exact_match: also generate whole answers.
+        exact_match: also generate whole answers; by default where answers are text.
     """
+    exact_match = lens.readout.has_text if exact_match is None else exact_match
     baseline = "icl" if kind == "clean" else "none"
     draws: dict[str, list[TaskVector]] = {baseline: [TaskVector.none(lens)]}
     for name, method in methods.items():
@@ -124,14 +126,13 @@ def evaluate_prompts(
     parts: list[Tensor] = []
     with lens.frozen(), torch.no_grad():
         for reading in lens.readings(batch):
-            answers = prompts.answers[len(parts) : len(parts) + len(reading)]
             values = []
             for piece in lens.variants(reading, edit):
                 outputs = lens.engine.run(reading, piece)
                 values.append(lens.readout.measure(outputs, reading.batch).double().cpu())
                 if exact_match:
                     started = lens.readout.answered(outputs, reading.batch)
-                    right = _exact_match(lens, reading, piece, started, answers)
+                    right = _exact_match(lens, reading, piece, started)
                     values[-1] = torch.cat([values[-1], right[..., None]], dim=-1)
             parts += torch.cat(values, dim=1)
     measured = torch.stack(parts)
@@ -165,7 +166,6 @@ def _exact_match(
     reading: Reading,
     edit: Edit,
     started: Bool[Tensor, "batch variant"],
-    answers: Sequence[str],
 ) -> Float[Tensor, "batch variant"]:
     """1 where the first line of the greedy continuation is the whole answer, else 0.
 
@@ -175,12 +175,13 @@ def _exact_match(
     alive = started.any(dim=0).nonzero().flatten()
     if not len(alive):
         return right
+    decode = lens.backend.tokenizer.batch_decode
+    answers = [text.strip() for text in decode([list(a) for a in reading.batch.answers])]
     # One token more than the answer, so that a continuation that goes on is seen.
     length = max(len(answer) for answer in reading.batch.answers) + 1
     tokens = lens.engine.generate(reading, edit.of_variants(alive), length)
     for column, variant in enumerate(alive.tolist()):
-        texts = lens.backend.tokenizer.batch_decode(tokens[:, column])
-        for row, (text, answer) in enumerate(zip(texts, answers, strict=True)):
+        for row, (text, answer) in enumerate(zip(decode(tokens[:, column]), answers, strict=True)):
             right[row, variant] = float(text.split("\n")[0].strip() == answer)
     return right
 

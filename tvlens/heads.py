@@ -9,7 +9,7 @@ from torch import Tensor
 from tvlens.edits import NoEdit
 from tvlens.errors import NumericalError, ShapeError, TaskError
 from tvlens.lens import Lens
-from tvlens.tasks.prompts import Prompts
+from tvlens.tasks.prompts import PromptSet
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class _StreamingMoments:
         self.count = total
 
 
-def mean_head_outputs(lens: Lens, prompts: Prompts, *, answered_only: bool = True) -> HeadMeans:
+def mean_head_outputs(lens: Lens, prompts: PromptSet, *, answered_only: bool = True) -> HeadMeans:
     """Mean head outputs at the query position over clean prompts.
 
     Prompts are read in pieces, so memory does not grow with their number.

@@ -13,9 +13,8 @@ from tvlens.edits import Edit
 from tvlens.engine import Engine, Reading
 from tvlens.models.backend import Backend
 from tvlens.models.batch import Batch
-from tvlens.models.encode import encode_text
 from tvlens.readout import Readout
-from tvlens.tasks.prompts import Prompts
+from tvlens.tasks.prompts import PromptSet
 
 
 @dataclass(frozen=True)
@@ -66,20 +65,14 @@ class Lens:
             f"heads, d_model {self.d_model}, {self.engine.name})"
         )
 
-    def encode(self, prompts: Prompts, *, pad_side: str = "left") -> Batch:
-        """The prompts as padded tokens with their answers.
+    def encode(self, prompts: PromptSet, *, pad_side: str = "left") -> Batch:
+        """The prompts as inputs of the model, padded where need be, with their answers.
 
         Raises:
             TaskError: an answer tokenises to nothing, or a prompt exceeds the context.
+            ModelError: the model does not read prompts of this kind.
         """
-        return encode_text(
-            self.backend.tokenizer,
-            prompts.texts,
-            prompts.continuations,
-            prefix=self.prefix,
-            n_ctx=self.backend.n_ctx,
-            pad_side=pad_side,
-        )
+        return self.backend.encode(prompts, prefix=self.prefix, pad_side=pad_side)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -102,7 +95,7 @@ class Lens:
 
     def outputs(
         self,
-        prompts: Prompts | Batch,
+        prompts: PromptSet | Batch,
         edit: Edit,
         read: Callable[[Tensor, Batch], Tensor],
         *,

@@ -13,7 +13,10 @@ from tvlens.models.bridge import BridgeBackend, bridge_from_huggingface
 from tvlens.models.bundled import BUNDLED, bundled_folder
 from tvlens.models.encode import special_prefix
 from tvlens.models.hooked import HookedBackend, hooked_from_huggingface
-from tvlens.readout import FirstToken
+from tvlens.models.points import BridgePoints, HookedPoints
+from tvlens.models.regression import RegressionTransformer
+from tvlens.models.shipped import list_shipped, load_shipped
+from tvlens.readout import FirstToken, Readout, SquaredError
 from tvlens.selfcheck import choose_engine
 
 BackendKind = Literal["bridge", "hooked"]
@@ -34,9 +37,10 @@ def load(
         >>> lens = tvlens.load("smollm2-135m")  # doctest: +SKIP
 
     Args:
-        model: a bundled model's name (`tvlens models` lists them), a folder or Hugging Face name
-            of a causal language model, a Hugging Face model in memory, or a HookedTransformer or
-            TransformerBridge of your own, which is used as it is.
+        model: a bundled model's name (`tvlens models` lists them), that of a shipped regression
+            model (`tvlens regression models`), a folder or Hugging Face name of a causal language
+            model, a Hugging Face model in memory, a RegressionTransformer, or a HookedTransformer
+            or TransformerBridge of your own, which is used as it is.
         tokenizer: overrides the model's tokenizer.
         backend: "bridge" (TransformerBridge) or "hooked" (HookedTransformer, transformer-lens 3);
             ignored for a model of your own that is one of the two.
@@ -51,8 +55,18 @@ def load(
     """
     if backend not in ("bridge", "hooked"):
         raise UnknownNameError(f"unknown backend {backend!r}; expected 'bridge' or 'hooked'")
+    readout: Readout = FirstToken()
+    if isinstance(model, str) and model in list_shipped():
+        name = name or model
+        model, card = load_shipped(model)
+        readout = SquaredError(card["variance"])
+    elif isinstance(model, RegressionTransformer):
+        readout = SquaredError()
     wrapped = _already_wrapped(model, name, tokenizer)
-    if wrapped is None:
+    if isinstance(model, RegressionTransformer):
+        made = HookedPoints if backend == "hooked" else BridgePoints
+        wrapped = made(model.to(device, dtype).eval(), name or type(model).__name__)
+    elif wrapped is None:
         hf_model, hf_tokenizer, found = _huggingface(model, tokenizer, dtype)
         label = name or found
         hf_model.eval()
@@ -65,7 +79,7 @@ def load(
     if device is not None:
         wrapped.model.to(torch.device(device), print_details=False)
     prefix = () if wrapped.tokenizer is None else tuple(special_prefix(wrapped.tokenizer))
-    lens = Lens(wrapped, choose_engine(wrapped), FirstToken(), prefix)
+    lens = Lens(wrapped, choose_engine(wrapped), readout, prefix)
     return lens if wrapped.device.type == "cpu" else replace(lens, max_tokens=8192)
 
 

@@ -15,8 +15,8 @@ from tvlens.heads import HeadMeans
 from tvlens.headsets import Head, top_heads
 from tvlens.lens import Lens
 from tvlens.metrics import bootstrap_mean_axis
-from tvlens.tasks.prompts import Prompts
-from tvlens.tasks.task import Split, Task
+from tvlens.tasks.prompts import Prompts, PromptSet, Split
+from tvlens.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def mediation_prompts(
 
 def indirect_effects(
     lens: Lens,
-    prompts: Prompts,
+    prompts: PromptSet,
     means: HeadMeans,
     *,
     progress: Callable[[int], None] | None = None,

@@ -5,6 +5,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import huber_loss
 
 from tvlens.metrics import is_top1, target_log_prob
 from tvlens.models.batch import Batch
@@ -26,9 +27,11 @@ class Readout(Protocol):
     Attributes:
         score_name: unit of the score.
         measures: what `measure` returns, the first being the one to choose settings by.
+        has_text: whether answers are text, of which more than the first token can be generated.
     """
 
     score_name: str
+    has_text: bool
     measures: tuple[Measure, ...]
 
     def loss(self, outputs: Outputs, batch: Batch) -> Float[Tensor, "batch variant"]:
@@ -52,6 +55,7 @@ class FirstToken:
     """Text: the first token of the right answer."""
 
     score_name = "probability"
+    has_text = True
     measures: tuple[Measure, ...] = (Measure("accuracy", True), Measure("cross_entropy", False))
 
     def loss(self, outputs: Outputs, batch: Batch) -> Float[Tensor, "batch variant"]:
@@ -70,3 +74,40 @@ class FirstToken:
     def answered(self, outputs: Outputs, batch: Batch) -> Bool[Tensor, "batch variant"]:
         """Whether the first answer token is the likeliest."""
         return is_top1(outputs, batch.target[:, None].expand(outputs.shape[:2]))
+
+
+class SquaredError:
+    """Regression: the prediction at the query's x against the function's value there.
+
+    Losses, scores and measures are over `variance`, that of the function's values, so that 1 is
+    the error of predicting their mean.
+    """
+
+    score_name = "reduction of squared error"
+    has_text = False
+    measures: tuple[Measure, ...] = (Measure("squared_error", False),)
+
+    def __init__(self, variance: float = 1.0) -> None:
+        """A readout of errors over `variance`."""
+        self.variance = variance
+
+    def loss(self, outputs: Outputs, batch: Batch) -> Float[Tensor, "batch variant"]:
+        """Huber loss of the scaled prediction, which Saglam et al. (2025) train on."""
+        off = self._off(outputs, batch)
+        return huber_loss(off, torch.zeros_like(off), reduction="none")
+
+    def score(self, outputs: Outputs, batch: Batch) -> Float[Tensor, "batch variant"]:
+        """Minus the squared error, so that an effect is the error that a change takes away."""
+        return -self._off(outputs, batch).square()
+
+    def measure(self, outputs: Outputs, batch: Batch) -> Float[Tensor, "batch variant measure"]:
+        """Squared error."""
+        return self._off(outputs, batch).square()[..., None]
+
+    def answered(self, outputs: Outputs, batch: Batch) -> Bool[Tensor, "batch variant"]:
+        """True: every prediction is more or less right, so no prompt is left out."""
+        return torch.ones(outputs.shape[:2], dtype=torch.bool, device=outputs.device)
+
+    def _off(self, outputs: Tensor, batch: Batch) -> Float[Tensor, "batch variant"]:
+        exact = torch.promote_types(outputs.dtype, torch.float32)
+        return (outputs[..., 0].to(exact) - batch.target[:, None]) / self.variance**0.5

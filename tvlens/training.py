@@ -214,6 +214,7 @@ def model_card(
         "functions": functions,
         "inputs": "x ~ N(0, I), a new function for every prompt",
         "train_points": settings.train_points,
+        "variance": function_class(functions, settings.sizes.n_dims, **settings.options).variance,
         "error": float(last["error"]),
         "least_squares": float(last["least_squares"]),
         "n_validation": settings.n_validation,

@@ -20,8 +20,7 @@ from tvlens.heads import HeadMeans
 from tvlens.lens import Lens
 from tvlens.methods.ltv import Granularity, LearnableTaskVector, Start
 from tvlens.storage import load_tensors, save_tensors
-from tvlens.tasks.prompts import PromptKind, Prompts
-from tvlens.tasks.task import Task
+from tvlens.tasks.prompts import PromptKind, PromptSet, PromptSource
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ _POINTS = 8
 
 def fit_ltv(
     lens: Lens,
-    task: Task,
+    task: PromptSource,
     means: HeadMeans,
     *,
     settings: FitSettings = DEFAULT_SETTINGS,
@@ -151,7 +150,7 @@ def fit_ltv(
     return ltv
 
 
-def training_prompts(task: Task, settings: FitSettings, seed: int) -> list[Prompts]:
+def training_prompts(task: PromptSource, settings: FitSettings, seed: int) -> list[PromptSet]:
     """The prompts that `fit_ltv` trains on, one set per kind."""
     return [
         task.prompts("train", shots=settings.shots, n=settings.n_prompts, seed=seed, kind=kind)
@@ -159,7 +158,7 @@ def training_prompts(task: Task, settings: FitSettings, seed: int) -> list[Promp
     ]
 
 
-def validation_prompts(task: Task, settings: FitSettings, seed: int) -> list[Prompts]:
+def validation_prompts(task: PromptSource, settings: FitSettings, seed: int) -> list[PromptSet]:
     """The prompts that `fit_ltv` selects on: every validation pair once per kind."""
     return [
         task.prompts("validation", shots=settings.shots, seed=seed, kind=kind)
@@ -168,7 +167,7 @@ def validation_prompts(task: Task, settings: FitSettings, seed: int) -> list[Pro
 
 
 def attribute(
-    lens: Lens, ltv: LearnableTaskVector, prompts: Sequence[Prompts], *, points: int = _POINTS
+    lens: Lens, ltv: LearnableTaskVector, prompts: Sequence[PromptSet], *, points: int = _POINTS
 ) -> Float[Tensor, "layer head"]:
     """What each head's term adds to the log-probability of the answer, averaged over prompts.
 
@@ -212,12 +211,12 @@ def _add(vectors: Float[Tensor, "variant layer d_model"]) -> AddToResidual:
     return AddToResidual(vectors[None], vectors.new_ones(vectors.shape[:2], dtype=torch.bool))
 
 
-def _read_pieces(lens: Lens, prompts: Sequence[Prompts], *, rows: int) -> Iterator[Reading]:
+def _read_pieces(lens: Lens, prompts: Sequence[PromptSet], *, rows: int) -> Iterator[Reading]:
     for batch in map(lens.encode, prompts):
         yield from lens.readings(batch, max_prompts=rows)
 
 
-def _read(lens: Lens, prompts: Sequence[Prompts]) -> Reading:
+def _read(lens: Lens, prompts: Sequence[PromptSet]) -> Reading:
     if not prompts or not all(len(p) for p in prompts):
         raise TaskError("fit_ltv got no prompts of some kind; expected at least one of each")
     pieces = list(_read_pieces(lens, prompts, rows=lens.max_rows))

@@ -14,7 +14,7 @@ from tvlens.headsets import Head
 from tvlens.lens import Lens
 from tvlens.mediation import IndirectEffects
 from tvlens.methods.vector import TaskVector, stack_vectors
-from tvlens.tasks.prompts import PromptKind, Prompts
+from tvlens.tasks.prompts import PromptKind, PromptSet
 
 DEFAULT_KS = (3, 10, 30)
 DEFAULT_SCALES = (1.0, 2.0, 4.0)
@@ -93,7 +93,7 @@ def choose_function_vectors(
     lens: Lens,
     means: HeadMeans,
     effects: IndirectEffects,
-    validation: Mapping[PromptKind, Prompts],
+    validation: Mapping[PromptKind, PromptSet],
     *,
     layers: Sequence[int] | None = None,
     ks: Sequence[int] = DEFAULT_KS,

@@ -10,7 +10,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from tvlens.errors import ModelError
 from tvlens.models.batch import Batch
+from tvlens.models.encode import encode_text
+from tvlens.tasks.prompts import Prompts
 
 HookFunction = Callable[..., Tensor | None]
 
@@ -154,6 +157,27 @@ class Backend(ABC):
                 module.training = training
             for parameter, grad in wanted:
                 parameter.requires_grad_(grad)
+
+    def encode(self, prompts: Any, *, prefix: Sequence[int], pad_side: str) -> Batch:
+        """The prompts as padded tokens with their answers.
+
+        Raises:
+            TaskError: an answer tokenises to nothing, or a prompt exceeds the context.
+            ModelError: the prompts are not text.
+        """
+        if not isinstance(prompts, Prompts):
+            raise ModelError(
+                f"model {self.name!r} reads text, not {type(prompts).__name__}; expected prompts "
+                "of a text task, such as tvlens.tasks.load(NAME).prompts(...)"
+            )
+        return encode_text(
+            self.tokenizer,
+            prompts.texts,
+            prompts.continuations,
+            prefix=prefix,
+            n_ctx=self.n_ctx,
+            pad_side=pad_side,
+        )
 
     def short_prompts(self) -> Batch:
         """Two prompts of random tokens and different lengths, for checking the model."""

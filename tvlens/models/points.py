@@ -12,7 +12,8 @@ from tvlens.models.backend import Backend
 from tvlens.models.batch import Batch
 from tvlens.models.bridge import BridgeBackend, bridge_from_huggingface
 from tvlens.models.hooked import HookedBackend
-from tvlens.models.regression import RegressionTransformer, gpt2_config
+from tvlens.models.regression import RegressionTransformer, gpt2_config, interleave
+from tvlens.tasks.points import PointPrompts
 
 Sequence = Float[Tensor, "batch pos n_dims"]
 
@@ -36,6 +37,22 @@ class _ReadsPoints(Backend):
         self._require(inputs, mask)
         positions = self.trained.backbone.wpe.weight[: inputs.shape[1]]
         return self.trained.read_in(inputs) + positions
+
+    def encode(self, prompts: Any, *, prefix: object = (), pad_side: str = "left") -> Batch:
+        """The prompts as interleaved points that end with the query's x.
+
+        Raises:
+            ShapeError: the points have other dimensions than the model, or are too many.
+            ModelError: the prompts are not of points.
+        """
+        if not isinstance(prompts, PointPrompts):
+            raise ModelError(
+                f"model {self.name!r} reads points, not {type(prompts).__name__}; expected prompts "
+                "of a FunctionTask"
+            )
+        self.trained.require_points(prompts.xs.shape[1], prompts.xs.shape[2])
+        sequences = interleave(prompts.xs, prompts.ys)[:, :-1]
+        return Batch.of_sequences(sequences.to(self.dtype), prompts.target)
 
     def short_prompts(self) -> Batch:
         """Two prompts of random points, whatever they mean, for checking the model."""

@@ -6,13 +6,11 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 from tvlens.errors import TaskError
 from tvlens.tasks.draw import draw_queries, shuffle_labels, stream
-from tvlens.tasks.prompts import Pair, Prompt, PromptKind, Prompts, Template
-
-Split = Literal["train", "validation", "test"]
+from tvlens.tasks.prompts import Pair, Prompt, PromptKind, Prompts, Split, Template
 
 _SPLIT_SEED = 0
 _SPLIT_PERCENT = {"train": 70, "validation": 9}
