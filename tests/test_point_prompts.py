@@ -93,6 +93,23 @@ def test_an_orthogonal_query_shares_no_direction_with_the_examples():
     )
 
 
+def test_curves_ask_prompts_at_several_numbers_of_points():
+    curves = TASK.curves("test", points=(1, 3, 8), n=2)
+    assert isinstance(curves, PromptSet)
+    assert (len(curves), curves.shots) == (6, 7)
+    assert curves.query.tolist() == [0, 4, 14, 0, 4, 14]
+    assert torch.equal(curves.target, curves.values[:, [0, 2, 7]].flatten())
+    short = curves.at(3)
+    assert torch.equal(short.xs, curves.xs[:, :3])
+    assert torch.equal(short.target, curves.values[:, 2])
+    with pytest.raises(TaskError, match=r"curves at \[0, 3\] points asked for; expected one or"):
+        TASK.curves("test", points=(0, 3))
+    with pytest.raises(TaskError, match=r"curves at \[\] points asked for"):
+        TASK.curves("test", points=())
+    with pytest.raises(TaskError, match="the query of shift 'orthogonal-query' depends on the num"):
+        FunctionTask("x", Linear(4), "orthogonal-query").curves("test", points=(2,))
+
+
 @pytest.mark.parametrize("shift", INPUTS)
 def test_targets_are_of_the_shifted_query(shift):
     prompts = FunctionTask("linear", Linear(2), shift).prompts("train", shots=6, n=5)

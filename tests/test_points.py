@@ -7,11 +7,15 @@ import zoo
 from tvlens.edits import AddToResidual, NoEdit, ReplaceHeads
 from tvlens.errors import ShapeError
 from tvlens.interventions import WholePassEngine, record_heads
+from tvlens.lens import Lens
 from tvlens.models.batch import Batch
 from tvlens.models.points import BridgePoints, HookedPoints
 from tvlens.models.regression import RegressionSizes, RegressionTransformer, interleave
+from tvlens.readout import SquaredError
 from tvlens.replay import ReplayEngine
 from tvlens.selfcheck import choose_engine
+from tvlens.tasks.functions import Linear
+from tvlens.tasks.points import FunctionTask
 
 SIZES = RegressionSizes(n_dims=3, n_points=6, n_layer=3, n_head=4, d_model=16)
 BACKENDS = [BridgePoints, HookedPoints] if zoo.HAS_HOOKED else [BridgePoints]
@@ -108,6 +112,83 @@ def test_points_that_do_not_fit_are_refused(backend):
         backend.forward(torch.zeros(1, 14, 3), mask)
     with pytest.raises(ShapeError, match="points have 2 dimensions, the regression model reads 3"):
         backend.forward(torch.zeros(1, 4, 2), mask[:, :4])
+
+
+@pytest.fixture
+def curves():
+    return FunctionTask("linear", Linear(3)).curves("test", points=(1, 2, 4, 6), n=5)
+
+
+def edits(n_rows):
+    generator = torch.Generator().manual_seed(1)
+    vectors = torch.randn(n_rows, 2, 3, 16, generator=generator)
+    return [
+        NoEdit(3),
+        ReplaceHeads.each_head(torch.randn(3, 4, 4, generator=generator)),
+        AddToResidual(vectors, torch.tensor([[True, False, True], [False, True, False]])),
+    ]
+
+
+def test_one_reading_gives_the_whole_curve(backend, curves):
+    """The loop over numbers of points: every prompt cut short, read by itself."""
+    engine = ReplayEngine(backend)
+    batch = backend.encode(curves)
+    assert (len(batch), batch.shared) == (20, 4)
+    reading = engine.read(batch)
+    assert reading.keys.shape[1] == 5
+    for edit in edits(20):
+        found = engine.run(reading, edit).unflatten(0, (5, 4))
+        for column, points in enumerate(curves.points):
+            own = edit
+            if isinstance(edit, AddToResidual):
+                own = AddToResidual(edit.vectors.unflatten(0, (5, 4))[:, column], edit.active)
+            alone = engine.read(backend.encode(curves.at(points)))
+            assert zoo.off(found[:, column], engine.run(alone, own)) < TOLERANCE
+            assert torch.equal(alone.batch.target, batch.target.unflatten(0, (5, 4))[:, column])
+
+
+def test_curves_by_replay_are_those_of_whole_passes(backend, curves):
+    fast, slow = ReplayEngine(backend), WholePassEngine(backend)
+    readings = [engine.read(backend.encode(curves)) for engine in (fast, slow)]
+    assert zoo.off(readings[0].z, readings[1].z) < TOLERANCE
+    for edit in edits(20):
+        found, expected = (e.run(r, edit) for e, r in zip((fast, slow), readings, strict=True))
+        assert zoo.off(found, expected) < TOLERANCE
+
+
+def test_rows_of_a_curve_stay_together_or_are_taken_apart(backend, curves):
+    engine = ReplayEngine(backend)
+    reading = engine.read(backend.encode(curves))
+    whole = engine.run(reading, NoEdit(3))
+    together = reading.rows(slice(4, 12))
+    assert (together.batch.shared, together.keys.shape[1]) == (4, 2)
+    cut, chosen = reading.rows(slice(3, 9)), torch.tensor([19, 0, 7])
+    assert (cut.batch.shared, cut.keys.shape[1]) == (1, 6)
+    for part, index in (
+        (together, slice(4, 12)),
+        (cut, slice(3, 9)),
+        (reading.rows(chosen), chosen),
+    ):
+        assert zoo.off(engine.run(part, NoEdit(3)), whole[index]) < TOLERANCE
+    joined = engine.join([together, reading.rows(slice(0, 4))])
+    assert (joined.batch.shared, joined.keys.shape[1]) == (4, 3)
+    expected = torch.cat([whole[4:12], whole[:4]])
+    assert zoo.off(engine.run(joined, NoEdit(3)), expected) < TOLERANCE
+    mixed = engine.join([together, cut])
+    assert mixed.batch.shared == 1
+    expected = torch.cat([whole[4:12], whole[3:9]])
+    assert zoo.off(engine.run(mixed, NoEdit(3)), expected) < TOLERANCE
+
+
+def test_a_lens_reads_curves_prompt_by_prompt(backend, curves):
+    engine = zoo.Watched(ReplayEngine(backend))
+    lens = Lens(backend, engine, SquaredError(), max_tokens=22, max_rows=3)
+    error = lens.outputs(curves, NoEdit(3), lens.readout.measure)[:, 0, 0]
+    reading = engine.inner.read(backend.encode(curves))
+    expected = (engine.inner.run(reading, NoEdit(3))[:, 0, 0] - curves.target).square()
+    assert zoo.off(error, expected) < TOLERANCE
+    # Two prompts of eleven positions at a time, each asked four times.
+    assert engine.tokens == [2 * 4 * 33, 2 * 4 * 33, 4 * 33]
 
 
 def test_joined_sequences_keep_their_points(batch):

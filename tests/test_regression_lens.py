@@ -59,9 +59,8 @@ def test_errors_are_those_of_the_trained_module(lens):
 def test_it_does_the_task_in_context_and_not_without(lens):
     table = tvlens.evaluate(lens, TASK, {}, shots=5, n=200)
     error = table.set_index("prompt")["value"]
-    assert error["clean"] < 0.15
-    assert error["zero"] > 0.7
-    assert error["shuffled"] > 0.7
+    assert error["clean"] < 0.4 * error["zero"]
+    assert error["clean"] < 0.4 * error["shuffled"]
 
 
 def test_no_prompt_is_left_out_of_the_means(lens, means):

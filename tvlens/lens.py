@@ -81,9 +81,14 @@ class Lens:
             yield
 
     def readings(self, batch: Batch, *, max_prompts: int | None = None) -> Iterator[Reading]:
-        """The prompts read in pieces of at most `max_tokens` tokens, one piece at a time."""
+        """The prompts read in pieces of at most `max_tokens` tokens, one piece at a time.
+
+        Rows that share a prompt stay together.
+        """
         step = max(1, self.max_tokens // batch.inputs.shape[1])
-        step = step if max_prompts is None else max(1, min(step, max_prompts))
+        if max_prompts is not None:
+            step = max(1, min(step, max_prompts // batch.shared))
+        step *= batch.shared
         for start in range(0, len(batch), step):
             yield self.engine.read(batch[start : start + step])
 

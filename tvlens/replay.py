@@ -28,8 +28,8 @@ class Prefix(Reading):
 
     Attributes:
         batch: the prompts.
-        keys: rotated keys of every layer.
-        values: values of every layer.
+        keys: rotated keys of every layer; rows of the batch that share a prompt share them.
+        values: values of every layer, shared alike.
         visible: columns that the query position attends to besides itself.
         position: index of the query among the real tokens of its prompt.
         residual: unedited residual stream at the query position, before each block and at the end.
@@ -37,8 +37,8 @@ class Prefix(Reading):
     """
 
     batch: Batch
-    keys: Float[Tensor, "layer batch kv_head pos d_head"]
-    values: Float[Tensor, "layer batch kv_head pos d_head"]
+    keys: Float[Tensor, "layer prompt kv_head pos d_head"]
+    values: Float[Tensor, "layer prompt kv_head pos d_head"]
     visible: Bool[Tensor, "batch pos"]
     position: Int[Tensor, " batch"]
     residual: Float[Tensor, "layer_and_end batch d_model"]
@@ -49,10 +49,12 @@ class Prefix(Reading):
         return self.heads.transpose(0, 1)
 
     def rows(self, index: slice | Int[Tensor, " chosen"]) -> "Prefix":
+        whole = self.batch.whole_prompts(index) if isinstance(index, slice) else None
+        prompts = self.batch.prompt_of_row[index] if whole is None else whole
         return Prefix(
             self.batch.take(index),
-            self.keys[:, index],
-            self.values[:, index],
+            self.keys[:, prompts],
+            self.values[:, prompts],
             self.visible[index],
             self.position[index],
             self.residual[:, index],
@@ -75,12 +77,13 @@ class ReplayEngine(Engine[Prefix]):
 
     def read(self, batch: Batch) -> Prefix:
         batch = batch.to(self.backend.device)
-        rows = torch.arange(len(batch), device=self.backend.device)
-        position = (batch.mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        rows = batch.prompt_of_row
+        inputs, mask = batch.inputs[:: batch.shared], batch.mask[:: batch.shared]
+        position = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
         keys, values, residuals, heads = [], [], [], []
         with torch.no_grad():
-            allowed = _causal(batch.mask)
-            x = self.backend.embed(batch.inputs, batch.mask)
+            allowed = _causal(mask)
+            x = self.backend.embed(inputs, mask)
             for block in self.anatomy.blocks:
                 residuals.append(x[rows, batch.query])
                 q, k, v = self._project(block, x, position)
@@ -102,6 +105,9 @@ class ReplayEngine(Engine[Prefix]):
         )
 
     def join(self, readings: Sequence[Prefix]) -> Prefix:
+        if len({reading.batch.shared for reading in readings}) > 1:
+            every = [torch.arange(len(r), device=self.backend.device) for r in readings]
+            readings = [r.rows(rows) for r, rows in zip(readings, every, strict=True)]
         width = max(reading.visible.shape[1] for reading in readings)
 
         def columns(tensors: list[Tensor], axis_after: int, at: int) -> Tensor:
@@ -224,19 +230,33 @@ class ReplayEngine(Engine[Prefix]):
         grouped = q.unflatten(2, (n_kv, -1)).permute(0, 2, 3, 1, 4)  # batch kv group variant d_head
         flat = grouped.flatten(2, 3) * self.anatomy.blocks[layer].scale
         hidden = torch.where(reading.visible, 0.0, float("-inf")).to(q.dtype)[:, None, None]
-        to_prefix = flat @ reading.keys[layer].transpose(-1, -2) + hidden
+        shared = reading.batch.shared
+        to_prefix = _times(flat, reading.keys[layer].transpose(-1, -2), shared) + hidden
         scaled = flat.unflatten(2, (-1, variant))
         to_own = torch.einsum("bkgnd,bnokd->bkgno", scaled, own_keys).flatten(2, 3)
         scores = torch.cat([to_prefix, to_own], dim=-1)
         at_least_single = torch.promote_types(q.dtype, torch.float32)
         weights = scores.softmax(dim=-1, dtype=at_least_single).to(q.dtype)
         n_prefix = to_prefix.shape[-1]
-        from_prefix = (weights[..., :n_prefix] @ reading.values[layer]).unflatten(2, (-1, variant))
+        from_prefix = _times(weights[..., :n_prefix], reading.values[layer], shared)
+        from_prefix = from_prefix.unflatten(2, (-1, variant))
         own_weights = weights[..., n_prefix:].unflatten(2, (-1, variant))
         from_own = torch.einsum("bkgno,bnokd->bkgnd", own_weights, own_values)
         return (
             (from_prefix + from_own).permute(0, 3, 1, 2, 4).reshape(batch, variant, -1, q.shape[-1])
         )
+
+
+def _times(
+    rows: Float[Tensor, "batch kv_head row inner"],
+    prompts: Float[Tensor, "prompt kv_head inner outer"],
+    shared: int,
+) -> Float[Tensor, "batch kv_head row outer"]:
+    """Matrix products in which so many neighbouring rows of the batch share one right factor."""
+    n_rows = rows.shape[2]
+    folded = rows.unflatten(0, (-1, shared)).transpose(1, 2).flatten(2, 3)
+    product = (folded @ prompts).unflatten(2, (shared, n_rows))
+    return product.transpose(1, 2).flatten(0, 1)
 
 
 def _causal(mask: Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch 1 pos pos"]:

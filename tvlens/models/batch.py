@@ -22,6 +22,8 @@ class Batch:
         query: column of each prompt's last real input, the query position.
         target: first token of the right answer, or the right number.
         answers: all tokens of the right answer, per prompt; empty for numbers.
+        shared: so many neighbouring rows hold the same inputs, asked at different positions; they
+            are read once.
     """
 
     inputs: Int[Tensor, "batch pos"] | Float[Tensor, "batch pos n_dims"]
@@ -29,19 +31,35 @@ class Batch:
     query: Int[Tensor, " batch"]
     target: Int[Tensor, " batch"] | Float[Tensor, " batch"]
     answers: tuple[tuple[int, ...], ...]
+    shared: int = 1
 
     def __len__(self) -> int:
         return self.inputs.shape[0]
 
     def __getitem__(self, rows: slice) -> "Batch":
-        return self._map(lambda tensor: tensor[rows], self.answers[rows])
+        shared = 1 if self.whole_prompts(rows) is None else self.shared
+        return self._map(lambda tensor: tensor[rows], self.answers[rows], shared)
+
+    def whole_prompts(self, rows: slice) -> slice | None:
+        """Which of the prompts that rows share `rows` holds all rows of; None if it cuts one."""
+        start, stop, step = rows.indices(len(self))
+        if self.shared > 1 and (step != 1 or start % self.shared or stop % self.shared):
+            return None
+        return slice(start // self.shared, stop // self.shared, step)
+
+    @property
+    def prompt_of_row(self) -> Int[Tensor, " batch"]:
+        """Number of the prompt behind every row, counting prompts that rows share once."""
+        return torch.arange(len(self), device=self.inputs.device) // self.shared
 
     def _map(
-        self, change: Callable[[Tensor], Tensor], answers: tuple[tuple[int, ...], ...]
+        self,
+        change: Callable[[Tensor], Tensor],
+        answers: tuple[tuple[int, ...], ...],
+        shared: int = 1,
     ) -> "Batch":
-        return Batch(
-            change(self.inputs), change(self.mask), change(self.query), change(self.target), answers
-        )
+        inputs, mask = change(self.inputs), change(self.mask)
+        return Batch(inputs, mask, change(self.query), change(self.target), answers, shared)
 
     def take(self, index: slice | Int[Tensor, " chosen"]) -> "Batch":
         """The prompts at `index`, in that order; a slice copies nothing."""
@@ -70,6 +88,7 @@ class Batch:
             torch.cat([part.query + n for part, n in zip(parts, added, strict=True)]),
             torch.cat([part.target for part in parts]),
             tuple(answer for part in parts for answer in part.answers),
+            parts[0].shared if len({part.shared for part in parts}) == 1 else 1,
         )
 
     def require_query_last(self) -> None:
@@ -87,7 +106,7 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on `device`."""
-        return self._map(lambda tensor: tensor.to(device), self.answers)
+        return self._map(lambda tensor: tensor.to(device), self.answers, self.shared)
 
     @classmethod
     def of_sequences(

@@ -1,5 +1,6 @@
 """Regression transformers behind the backend interface: inputs are points, outputs predictions."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from tvlens.models.batch import Batch
 from tvlens.models.bridge import BridgeBackend, bridge_from_huggingface
 from tvlens.models.hooked import HookedBackend
 from tvlens.models.regression import RegressionTransformer, gpt2_config, interleave
-from tvlens.tasks.points import PointPrompts
+from tvlens.tasks.points import PointCurves, PointPrompts
 
 Sequence = Float[Tensor, "batch pos n_dims"]
 
@@ -45,14 +46,19 @@ class _ReadsPoints(Backend):
             ShapeError: the points have other dimensions than the model, or are too many.
             ModelError: the prompts are not of points.
         """
-        if not isinstance(prompts, PointPrompts):
+        if not isinstance(prompts, PointPrompts | PointCurves):
             raise ModelError(
                 f"model {self.name!r} reads points, not {type(prompts).__name__}; expected prompts "
                 "of a FunctionTask"
             )
         self.trained.require_points(prompts.xs.shape[1], prompts.xs.shape[2])
         sequences = interleave(prompts.xs, prompts.ys)[:, :-1]
-        return Batch.of_sequences(sequences.to(self.dtype), prompts.target)
+        if isinstance(prompts, PointPrompts):
+            return Batch.of_sequences(sequences.to(self.dtype), prompts.target)
+        shared = len(prompts.points)
+        whole = Batch.of_sequences(sequences.to(self.dtype), prompts.values[:, 0])
+        rows = whole.take(torch.arange(len(prompts)) // shared)
+        return replace(rows, query=prompts.query, target=prompts.target, shared=shared)
 
     def short_prompts(self) -> Batch:
         """Two prompts of random points, whatever they mean, for checking the model."""

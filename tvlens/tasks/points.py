@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from tvlens.errors import TaskError, UnknownNameError
@@ -48,6 +48,58 @@ class PointPrompts:
     def shots(self) -> int:
         """Examples before the query."""
         return self.xs.shape[1] - 1
+
+
+@dataclass(frozen=True)
+class PointCurves:
+    """Prompts each of which is asked at several numbers of points: error curves.
+
+    Attributes:
+        task: name of the task.
+        split: split they were drawn for.
+        seed: seed they were drawn with.
+        points: numbers of points, the query among them, that are asked; row by row, prompt after
+            prompt.
+        xs: all points.
+        ys: what stands behind every x.
+        values: f(x) of every point, without noise.
+    """
+
+    task: str
+    split: Split
+    seed: int
+    points: tuple[int, ...]
+    xs: Xs
+    ys: Float[Tensor, "batch point"]
+    values: Float[Tensor, "batch point"]
+
+    def __len__(self) -> int:
+        return self.xs.shape[0] * len(self.points)
+
+    @property
+    def shots(self) -> int:
+        """Examples before the last query."""
+        return max(self.points) - 1
+
+    @property
+    def target(self) -> Float[Tensor, " row"]:
+        """f(x) at every query."""
+        return self.values[:, self._asked].flatten()
+
+    @property
+    def query(self) -> Int[Tensor, " row"]:
+        """Position of every query in the sequence x₁, y₁, x₂, y₂, …"""
+        return (2 * self._asked).repeat(len(self.xs))
+
+    def at(self, points: int) -> PointPrompts:
+        """The prompts of this number of points alone."""
+        xs, ys = self.xs[:, :points], self.ys[:, :points]
+        target = self.values[:, points - 1]
+        return PointPrompts(self.task, self.split, "clean", self.seed, xs, ys, target)
+
+    @property
+    def _asked(self) -> Int[Tensor, " point"]:
+        return torch.tensor(self.points) - 1
 
 
 def gaussian(xs: Xs, generator: Generator) -> Xs:
@@ -160,18 +212,54 @@ class FunctionTask:
                 f"task {self.name!r}: {n} prompts of kind {kind!r} with {shots} shots asked for; "
                 f"expected at least 1 prompt and {least} shots"
             )
-        name = stream("points", seed=seed, split=split, shots=shots)
-        generator = torch.Generator().manual_seed(name.getrandbits(63))
-        drawn = torch.randn(n, shots + 1, self.functions.n_dims, generator=generator)
-        xs = INPUTS[self.shift](drawn, generator)
-        values = self.functions.draw(n, generator)(xs)
-        noise = self.functions.noise * torch.randn(values.shape, generator=generator)
-        ys = values + noise
+        xs, ys, values, generator = self._draw(split, shots + 1, n, seed, f"{shots} shots")
         if kind == "shuffled":
             ys = torch.cat([_deranged(ys[:, :-1], generator), ys[:, -1:]], dim=1)
         if kind == "zero":
             xs, ys = xs[:, -1:], ys[:, -1:]
         return PointPrompts(self.name, split, kind, seed, xs, ys, values[:, -1])
+
+    def curves(
+        self, split: Split, *, points: Sequence[int], n: int | None = None, seed: int = 0
+    ) -> PointCurves:
+        """Clean prompts each of which is asked at several numbers of points.
+
+        Args:
+            split: "train", "validation" or "test".
+            points: numbers of points, the query among them.
+            n: number of prompts; as in `prompts` by default.
+            seed: seed of everything.
+
+        Raises:
+            TaskError: no number of points, one below 1, or a shift that belongs to one query.
+        """
+        if not points or min(points) < 1:
+            raise TaskError(
+                f"task {self.name!r}: curves at {list(points)} points asked for; expected one or "
+                "more numbers of points, each at least 1"
+            )
+        if self.shift == "orthogonal-query":
+            raise TaskError(
+                f"task {self.name!r}: the query of shift 'orthogonal-query' depends on the number "
+                "of points, so a prompt has no curve; use prompts(shots=...) for every number"
+            )
+        longest = max(points)
+        drawn = self._draw(split, longest, n, seed, f"curve of {longest}")
+        xs, ys, values, _ = drawn
+        return PointCurves(self.name, split, seed, tuple(points), xs, ys, values)
+
+    def _draw(
+        self, split: Split, n_points: int, n: int | None, seed: int, what: str
+    ) -> tuple[Tensor, Tensor, Tensor, Generator]:
+        """x, shown y and f(x) of every point, and the generator that they were drawn with."""
+        key = stream("points", seed=seed, split=split, what=what)
+        generator = torch.Generator().manual_seed(key.getrandbits(63))
+        n = _PROMPTS[split] if n is None else n
+        drawn = torch.randn(n, n_points, self.functions.n_dims, generator=generator)
+        xs = INPUTS[self.shift](drawn, generator)
+        values = self.functions.draw(n, generator)(xs)
+        noise = self.functions.noise * torch.randn(values.shape, generator=generator)
+        return xs, values + noise, values, generator
 
 
 def _deranged(
