@@ -422,6 +422,18 @@ def test_stability_is_the_mean_and_range_over_pairs():
         assert (row.value, row.low, row.high) == pytest.approx(expected)
 
 
+def test_several_sizes_at_once_are_each_by_itself():
+    samples = torch.stack([random_map(seed) for seed in range(3)])
+    values = torch.stack([random_map(seed) for seed in range(6)])
+    for together, alone in (
+        (stability(samples, (2, 5)), [stability(samples, k) for k in (2, 5)]),
+        (split_half(values, (2, 5), splits=9), [split_half(values, k, splits=9) for k in (2, 5)]),
+    ):
+        assert together["measure"].tolist() == ["overlap", *alone[0]["measure"]]
+        assert together.iloc[[0, 2, 3]].reset_index(drop=True).equals(alone[0])
+        assert together.iloc[1:].reset_index(drop=True).equals(alone[1])
+
+
 def test_stability_needs_two_maps():
     with pytest.raises(ShapeError, match="give 2 or more maps, not 1"):
         stability(random_map(0)[None], 3)

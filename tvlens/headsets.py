@@ -156,9 +156,7 @@ def rank_biased_overlap(a: HeadScores, b: HeadScores, p: float = 0.9) -> float:
     in RBO^a of Corsi and Urbano 2024 (SIGIR), the mean over all ways of breaking them.
     """
     first, second = _pair(a, b)
-    depth = np.arange(1, first.size + 1)
-    weight = _depth_weights(first.size, p)
-    return float(1 - weight @ (1 - _shared(first, second, depth) / depth))
+    return _rank_biased(_shared(first, second, np.arange(1, first.size + 1)), p)
 
 
 def rank_biased_overlap_chance(n_heads: int, p: float = 0.9) -> float:
@@ -220,12 +218,13 @@ def concentration(scores: HeadScores, ks: Sequence[int] = (1, 5, 10)) -> pd.Data
 
 
 def stability(
-    samples: Float[Tensor, "sample layer head"], k: int, *, p: float = 0.9
+    samples: Float[Tensor, "sample layer head"], k: int | Sequence[int], *, p: float = 0.9
 ) -> pd.DataFrame:
     """Agreement among repeated maps, such as seeds: mean and range over all pairs of samples.
 
-    Columns `measure, k, value, low, high, chance, n`; measures `overlap`, `rank_biased_overlap` and
-    `spearman`; `low` and `high` are the least and the greatest of the `n` pairs.
+    Columns `measure, k, value, low, high, chance, n`; measures `overlap` (at each k),
+    `rank_biased_overlap` and `spearman`; `low` and `high` are the least and the greatest of the `n`
+    pairs.
     """
     if len(samples) < 2:
         raise ShapeError(f"stability compares pairs: give 2 or more maps, not {len(samples)}")
@@ -234,7 +233,7 @@ def stability(
 
 def split_half(
     values: Float[Tensor, "prompt layer head"],
-    k: int,
+    k: int | Sequence[int],
     *,
     p: float = 0.9,
     splits: int = 100,
@@ -369,18 +368,31 @@ def _correlation(test: Callable[..., Any], a: HeadScores, b: HeadScores) -> Corr
     return Correlation(float(result.statistic), float(result.pvalue))
 
 
+def _rank_biased(shared: NDArray[np.float64], p: float) -> float:
+    """Rank-biased overlap of the numbers of heads in both top-d sets, d from 1 to all heads."""
+    weight = _depth_weights(shared.size, p)
+    return float(1 - weight @ (1 - shared / np.arange(1, shared.size + 1)))
+
+
 def _agreement(
-    pairs: list[tuple[Tensor, Tensor]], k: int, p: float, tails: tuple[float, float]
+    pairs: list[tuple[Tensor, Tensor]],
+    k: int | Sequence[int],
+    p: float,
+    tails: tuple[float, float],
 ) -> pd.DataFrame:
     """Mean and quantiles over pairs of maps, beside chance, of the measures of whole rankings."""
+    ks = [k] if isinstance(k, int) else list(k)
     grid = _grid(pairs[0][0])
-    _check_ks([k], grid.shape)
+    _check_ks(ks, grid.shape)
+    depths = np.arange(1, grid.size + 1)
+    shared = [_shared(*_pair(*pair), depths) for pair in pairs]
     chance = rank_biased_overlap_chance(grid.size, p)
-    measures = [
-        ("overlap", k, k / grid.size, [_shared(*_pair(*x), np.array([k]))[0] / k for x in pairs]),
-        ("rank_biased_overlap", None, chance, [rank_biased_overlap(*x, p) for x in pairs]),
-        ("spearman", None, 0.0, [spearman(*x).value for x in pairs]),
+    measures: list[tuple[Any, ...]] = [
+        ("overlap", size, size / grid.size, [both[size - 1] / size for both in shared])
+        for size in ks
     ]
+    measures.append(("rank_biased_overlap", None, chance, [_rank_biased(x, p) for x in shared]))
+    measures.append(("spearman", None, 0.0, [spearman(*pair).value for pair in pairs]))
     rows = [
         (measure, size, np.mean(sample), *np.quantile(sample, tails), expected, len(sample))
         for measure, size, expected, sample in measures

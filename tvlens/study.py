@@ -252,17 +252,15 @@ def compare(
     ks = fitting_ks(settings.compare_ks, effects.scores.numel())
     both = compare_head_sets(effects, ltv, ks=ks, names=("aie", "ltv"))
     frames = [both.assign(comparison="aie and ltv")]
-    for k in ks:
-        halves = split_half(effects.values, k, seed=settings.seed)
-        frames.append(halves.assign(comparison="aie halves"))
-        if len(ltvs) > 1:
-            seeds = stability(torch.stack([made.scores for made in ltvs]), k)
-            frames.append(seeds.assign(comparison="ltv seeds"))
+    halves = split_half(effects.values, ks, seed=settings.seed)
+    frames.append(halves.assign(comparison="aie halves"))
+    if len(ltvs) > 1:
+        seeds = stability(torch.stack([made.scores for made in ltvs]), ks)
+        frames.append(seeds.assign(comparison="ltv seeds"))
     # Columns that are empty in one of the frames would warn in concat; reindexing says so.
     columns = ["task", "comparison", "measure", "k", "value", "low", "high", "chance", "p_value"]
     rows = [row for frame in frames for row in frame.to_dict("records")]
-    table = pd.DataFrame(rows).assign(task=task).reindex(columns=columns).astype({"k": "Int64"})
-    return table.drop_duplicates(["comparison", "measure", "k"], ignore_index=True)
+    return pd.DataFrame(rows).assign(task=task).reindex(columns=columns).astype({"k": "Int64"})
 
 
 def fitting_ks(ks: Sequence[int], n_heads: int) -> list[int]:
@@ -323,10 +321,8 @@ def _curve(
 ) -> pd.DataFrame:
     ks = [k for k in CURVE_KS if k <= effects.scores.numel()]
     curve = overlap_curve(effects, ltv, ks=ks)
-    halves = [split_half(effects.values, k, splits=30, seed=settings.seed) for k in ks]
-    curve["ceiling"] = [
-        float(half.loc[half["measure"] == "overlap", "value"].iloc[0]) for half in halves
-    ]
+    halves = split_half(effects.values, ks, splits=30, seed=settings.seed)
+    curve["ceiling"] = halves.loc[halves["measure"] == "overlap", "value"].to_numpy()
     curve.insert(0, "task", task)
     return curve
 

@@ -1,8 +1,8 @@
 """Function classes that regression transformers learn in context (Garg et al. 2022).
 
 A `FunctionClass` draws a batch of functions, one for each prompt; the batch is evaluated on all
-points of all prompts at once. Every class scales its functions so that y has about the variance of
-a linear function's, `n_dims`, except trees and networks, whose published scales are kept.
+points of all prompts at once. Scales are the published ones; every class knows the variance that
+follows from its own.
 """
 
 import math
