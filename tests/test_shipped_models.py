@@ -1,0 +1,112 @@
+"""The regression models inside the package: they are there, they are small, they have learned."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import zoo
+from commands import ok
+
+import tvlens
+from tvlens import oracles
+from tvlens.errors import UnknownNameError
+from tvlens.models.shipped import list_shipped, load_shipped
+from tvlens.readout import SquaredError
+from tvlens.tasks.functions import function_class
+from tvlens.tasks.points import FunctionTask
+
+NAMES = list_shipped()
+BELOW = {
+    "linear": ["averaging", "nearest_neighbours"],
+    "sparse-linear": ["averaging", "nearest_neighbours"],
+    "relu": ["averaging", "nearest_neighbours"],
+    "tree": ["averaging", "nearest_neighbours", "least_squares"],
+}
+AT_MOST = {"linear": 0.03, "sparse-linear": 0.05}
+
+
+def drawn(model, card):
+    return function_class(card["functions"], model.sizes.n_dims, **card["settings"]["options"])
+
+
+def prompts(model, card, n=1000):
+    shots = card["train_points"] - 1
+    return FunctionTask("t", drawn(model, card)).prompts("test", shots=shots, n=n, seed=1)
+
+
+def test_some_are_shipped():
+    assert "linear-small" in NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_card_says_how_it_was_made(name):
+    model, card = load_shipped(name)
+    assert {"functions", "inputs", "train_points", "settings", "seed", "seconds"} <= card.keys()
+    assert {"machine", "torch", "start", "error", "least_squares", "n_test"} <= card.keys()
+    assert card["variance"] == drawn(model, card).variance
+    assert model.sizes.n_layer * model.sizes.n_head >= 24
+    assert model.sizes.n_points >= 2.5 * card["train_points"]
+    assert not model.training
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_error_is_what_the_card_says_on_prompts_of_another_seed(name):
+    model, card = load_shipped(name)
+    asked = prompts(model, card)
+    with torch.no_grad():
+        predicted = model(asked.xs, asked.ys)[:, -1]
+    squares = (predicted - asked.target).square().double() / card["variance"]
+    # Four standard errors of the difference of two means, the card's over 4,000 prompts.
+    spread = 4 * float(squares.std()) * (1 / 1000 + 1 / card["n_test"]) ** 0.5
+    assert float(squares.mean()) == pytest.approx(card["error"], abs=spread)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_has_really_learned(name):
+    model, card = load_shipped(name)
+    assert card["error"] <= AT_MOST.get(card["functions"], 1.0)
+    asked = prompts(model, card)
+    with torch.no_grad():
+        off = model(asked.xs, asked.ys)[:, -1] - asked.target
+    error = float(off.square().mean())
+    for estimator in BELOW[card["functions"]]:
+        predict = getattr(oracles, estimator)()
+        guess = predict(asked.xs[:, :-1], asked.ys[:, :-1], asked.xs[:, -1])
+        assert error < 0.9 * float((guess - asked.target).square().mean()), estimator
+
+
+@pytest.mark.parametrize("kind", zoo.KINDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_lens_on_it_replays_the_trained_numbers(name, kind):
+    lens = tvlens.load(name, backend=kind)
+    model, card = load_shipped(name)
+    assert lens.name == name
+    assert lens.engine.name == "replay"
+    assert isinstance(lens.readout, SquaredError)
+    assert lens.readout.variance == card["variance"]
+    asked = prompts(model, card, n=20)
+    error = lens.outputs(asked, tvlens.NoEdit(lens.n_layer), lens.readout.measure)[:, 0, 0]
+    with torch.no_grad():
+        off = model(asked.xs, asked.ys)[:, -1] - asked.target
+    assert zoo.off(error, off.square() / card["variance"]) < 1e-4
+
+
+@pytest.mark.usefixtures("wide")
+def test_the_command_lists_them():
+    said = ok("regression", "models")
+    for name in NAMES:
+        assert name in said
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(
+        UnknownNameError, match=r"no shipped regression model 'cubic-small'; expect"
+    ):
+        load_shipped("cubic-small")
+
+
+def test_all_of_them_fit_the_package():
+    folder = Path(tvlens.__file__).parent / "models" / "weights"
+    files = list(folder.iterdir())
+    assert {file.stem for file in files} == set(NAMES)
+    assert sum(file.stat().st_size for file in files) <= 25e6
