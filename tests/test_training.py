@@ -8,7 +8,8 @@ import torch
 from tvlens.errors import NumericalError, RunError, ShapeError, UnknownNameError
 from tvlens.models.regression import RegressionSizes, RegressionTransformer
 from tvlens.tasks.functions import Linear, function_class
-from tvlens.training import Curriculum, TrainSettings, _Trainer, draw_prompts, preset, train
+from tvlens.tasks.points import draw_points
+from tvlens.training import Curriculum, TrainSettings, _Trainer, preset, train
 
 SHORT = preset(
     "tiny",
@@ -166,11 +167,13 @@ def test_low_precision_trains_too():
 def test_noise_is_on_every_y_that_a_prompt_shows():
     drawn = function_class("noisy-linear", 2, noise_std=0.5)
     generator = torch.Generator().manual_seed(0)
-    xs, ys = draw_prompts(drawn, 2000, 3, generator)
+    xs, ys, values = draw_points(drawn, 2000, 3, generator)
     generator = torch.Generator().manual_seed(0)
-    same, clean = draw_prompts(Linear(2), 2000, 3, generator)
+    same, shown, clean = draw_points(Linear(2), 2000, 3, generator)
     assert torch.equal(xs, same)
-    assert float((ys - clean).std()) == pytest.approx(0.5, rel=0.05)
+    assert torch.equal(values, clean)
+    assert torch.equal(shown, clean)
+    assert float((ys - values).std()) == pytest.approx(0.5, rel=0.05)
 
 
 def test_a_loss_that_is_not_finite_is_caught():

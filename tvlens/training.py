@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from tvlens.errors import NumericalError, RunError, ShapeError, UnknownNameError
@@ -21,6 +20,7 @@ from tvlens.oracles import least_squares
 from tvlens.storage import load_tensors, save_tensors
 from tvlens.tasks.draw import stream
 from tvlens.tasks.functions import FunctionClass, function_class
+from tvlens.tasks.points import draw_points
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -227,17 +227,6 @@ def model_card(
     }
 
 
-def draw_prompts(
-    drawn: FunctionClass, n: int, n_points: int, generator: torch.Generator
-) -> tuple[Float[Tensor, "batch point n_dims"], Float[Tensor, "batch point"]]:
-    """Points x ~ N(0, I) and the y that a prompt shows, noise included, one function a prompt."""
-    xs = torch.randn(n, n_points, drawn.n_dims, generator=generator)
-    ys = drawn.draw(n, generator)(xs)
-    if drawn.noise:
-        ys = ys + drawn.noise * torch.randn(ys.shape, generator=generator)
-    return xs, ys
-
-
 def _generator(purpose: str, **key: int) -> torch.Generator:
     return torch.Generator().manual_seed(stream(purpose, **key).getrandbits(63))
 
@@ -283,11 +272,9 @@ class _Trainer:
         self.step = 0
         self.seconds = 0.0
         self.rows: list[dict[str, float]] = []
-        prompts = draw_prompts(
-            drawn, settings.n_validation, settings.train_points, _generator("validation", seed=seed)
-        )
-        self.validation = prompts
-        xs, ys = prompts
+        generator = _generator("validation", seed=seed)
+        xs, ys, _ = draw_points(drawn, settings.n_validation, settings.train_points, generator)
+        self.validation = xs, ys
         predicted = least_squares()(xs[:, :-1], ys[:, :-1], xs[:, -1])
         self.oracle = float((predicted - ys[:, -1]).square().mean()) / drawn.variance
 
@@ -316,11 +303,14 @@ class _Trainer:
         began = time.perf_counter()
         dims, points = self.growth()
         generator = _generator("training", seed=self.seed, step=self.step)
-        xs = torch.randn(self.settings.batch_size, points, self.drawn.n_dims, generator=generator)
-        xs[..., dims:] = 0
-        ys = self.drawn.draw(len(xs), generator)(xs)
-        if self.drawn.noise:
-            ys = ys + self.drawn.noise * torch.randn(ys.shape, generator=generator)
+        among_first = torch.arange(self.drawn.n_dims) < dims
+        xs, ys, _ = draw_points(
+            self.drawn,
+            self.settings.batch_size,
+            points,
+            generator,
+            change=lambda xs, _: xs * among_first,
+        )
         xs, ys = xs.to(self.device), ys.to(self.device)
         for group in self.adam.param_groups:
             group["lr"] = self.learning_rate()

@@ -137,13 +137,40 @@ def orthogonal_query(xs: Xs, generator: Generator) -> Xs:
     return torch.cat([examples, (outside * longer)[:, None]], dim=1)
 
 
-INPUTS: dict[str, Callable[[Xs, Generator], Xs]] = {
+InputChange = Callable[[Xs, Generator], Xs]
+"""What becomes of x ~ N(0, I)."""
+
+INPUTS: dict[str, InputChange] = {
     "none": gaussian,
     "skewed": skewed,
     "doubled": doubled,
     "orthogonal-query": orthogonal_query,
 }
-"""What becomes of x ~ N(0, I), by the name of the shift."""
+"""Changes of the inputs by the name of the shift."""
+
+
+def draw_points(
+    functions: FunctionClass,
+    n: int,
+    n_points: int,
+    generator: Generator,
+    *,
+    change: InputChange = gaussian,
+) -> tuple[Xs, Float[Tensor, "batch point"], Float[Tensor, "batch point"]]:
+    """`n` prompts of so many points, a new function for each: x, the y shown, and f(x).
+
+    Args:
+        functions: what functions are drawn from.
+        n: number of prompts.
+        n_points: points of each.
+        generator: where all randomness comes from.
+        change: what becomes of x ~ N(0, I).
+    """
+    drawn = torch.randn(n, n_points, functions.n_dims, generator=generator)
+    xs = change(drawn, generator)
+    values = functions.draw(n, generator)(xs)
+    noise = functions.noise * torch.randn(values.shape, generator=generator)
+    return xs, values + noise, values
 
 
 @dataclass(frozen=True)
@@ -255,11 +282,8 @@ class FunctionTask:
         key = stream("points", seed=seed, split=split, what=what)
         generator = torch.Generator().manual_seed(key.getrandbits(63))
         n = _PROMPTS[split] if n is None else n
-        drawn = torch.randn(n, n_points, self.functions.n_dims, generator=generator)
-        xs = INPUTS[self.shift](drawn, generator)
-        values = self.functions.draw(n, generator)(xs)
-        noise = self.functions.noise * torch.randn(values.shape, generator=generator)
-        return xs, values + noise, values, generator
+        change = INPUTS[self.shift]
+        return *draw_points(self.functions, n, n_points, generator, change=change), generator
 
 
 def _deranged(
