@@ -1,7 +1,7 @@
 # make            says what there is
 # make test       sets everything up and passes all tests
 # make reproduce  sets everything up and runs the study; LTV_SEEDS=2 trains every vector twice and
-#                 says how far two trainings agree, N_TEST is the number of test prompts of a kind
+#                 says how far two trainings agree
 #
 # What is done is noted in a stamp file inside the environment it was done for, and only when it
 # succeeded: a second call redoes nothing, an interrupted one goes on where it stopped.
@@ -11,9 +11,8 @@ MODEL = smollm2-135m
 STUDY_TASKS = present-past,singular-plural,country-nationality,verb-gerund,capitalize-word
 STUDY_RUN = runs/text
 LTV_SEEDS ?= 1
-N_TEST ?= 50
 STUDY = .venv/bin/python analyses/text_study.py --model $(MODEL) --tasks $(STUDY_TASKS) \
-	--ltv-seeds $(LTV_SEEDS) --n-test $(N_TEST) --seed 0 --out $(STUDY_RUN)
+	--ltv-seeds $(LTV_SEEDS) --seed 0 --out $(STUDY_RUN)
 
 ENVIRONMENTS = .venv .venv-tl4
 PIP_INSTALL = bin/python -m pip install --quiet
