@@ -117,6 +117,11 @@ def test_models_refuse_prompts_of_the_other_kind(lens):
         zoo.lens().encode(TASK.prompts("test", n=1))
 
 
+def test_numbers_have_no_exact_match(lens):
+    with pytest.raises(ModelError, match="exact_match compares generated text, but 'tiny' answers"):
+        tvlens.evaluate(lens, TASK, {}, n=2, exact_match=True)
+
+
 def test_points_that_do_not_fit_are_refused(lens):
     other = FunctionTask("linear", function_class("linear", 2))
     with pytest.raises(ShapeError, match="points have 2 dimensions, the regression model reads 1"):

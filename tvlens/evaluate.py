@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tvlens.edits import Edit
 from tvlens.engine import Reading
-from tvlens.errors import UnknownNameError
+from tvlens.errors import ModelError, UnknownNameError
 from tvlens.lens import Lens
 from tvlens.methods.vector import TaskVector, stack_vectors
 from tvlens.metrics import Interval, bootstrap_mean
@@ -110,8 +110,17 @@ def evaluate_prompts(
         methods: what is added, by name; the baseline without a vector is put first.
         kind: kind of the prompts, which picks the vector of methods that have one per kind.
         exact_match: also generate whole answers; by default where answers are text.
+
+    Raises:
+        ModelError: exact_match is asked of a model whose answers are not text.
+        ShapeError: a vector does not fit the model.
     """
     exact_match = lens.readout.has_text if exact_match is None else exact_match
+    if exact_match and not lens.readout.has_text:
+        raise ModelError(
+            f"exact_match compares generated text, but {lens.name!r} answers with numbers; pass "
+            "exact_match=False or leave it out"
+        )
     baseline = "icl" if kind == "clean" else "none"
     draws: dict[str, list[TaskVector]] = {baseline: [TaskVector.none(lens)]}
     for name, method in methods.items():
