@@ -133,6 +133,10 @@ def test_what_cannot_be_asked_is_refused(unchecked):
         TASK.prompts("dev")
     with pytest.raises(TaskError, match="unknown kind 'mixed'; expected one of 'zero'"):
         TASK.prompts("test", kind="mixed")
+    with pytest.raises(TaskError, match="unknown split 'dev'; expected one of 'train'"):
+        TASK.curves("dev", points=(2,))
+    with pytest.raises(TaskError, match=r"0 curves at \[2\] points asked for; expected one or"):
+        TASK.curves("test", points=(2,), n=0)
     with pytest.raises(TaskError, match="0 prompts of kind 'clean' with 10 shots asked for"):
         TASK.prompts("test", n=0)
     with pytest.raises(TaskError, match="with 1 shots asked for; expected at least 1 prompt and 2"):

@@ -226,12 +226,8 @@ class FunctionTask:
         Raises:
             TaskError: unknown split or kind, n below 1, or too few shots.
         """
-        for what, value, allowed in (("split", split, Split), ("kind", kind, PromptKind)):
-            if value not in get_args(allowed):
-                raise TaskError(
-                    f"task {self.name!r}: unknown {what} {value!r}; expected one of "
-                    f"{', '.join(map(repr, get_args(allowed)))}"
-                )
+        self._require("split", split, get_args(Split))
+        self._require("kind", kind, get_args(PromptKind))
         n = _PROMPTS[split] if n is None else n
         least = 2 if kind == "shuffled" else 0
         if n < 1 or shots < least:
@@ -258,12 +254,15 @@ class FunctionTask:
             seed: seed of everything.
 
         Raises:
-            TaskError: no number of points, one below 1, or a shift that belongs to one query.
+            TaskError: unknown split, n below 1, no number of points, one below 1, or a shift that
+                belongs to one query.
         """
-        if not points or min(points) < 1:
+        self._require("split", split, get_args(Split))
+        n = _PROMPTS[split] if n is None else n
+        if n < 1 or not points or min(points) < 1:
             raise TaskError(
-                f"task {self.name!r}: curves at {list(points)} points asked for; expected one or "
-                "more numbers of points, each at least 1"
+                f"task {self.name!r}: {n} curves at {list(points)} points asked for; expected one "
+                "or more numbers of points, each at least 1, and at least 1 prompt"
             )
         if self.shift == "orthogonal-query":
             raise TaskError(
@@ -271,19 +270,24 @@ class FunctionTask:
                 "of points, so a prompt has no curve; use prompts(shots=...) for every number"
             )
         longest = max(points)
-        drawn = self._draw(split, longest, n, seed, f"curve of {longest}")
-        xs, ys, values, _ = drawn
+        xs, ys, values, _ = self._draw(split, longest, n, seed, f"curve of {longest}")
         return PointCurves(self.name, split, seed, tuple(points), xs, ys, values)
 
     def _draw(
-        self, split: Split, n_points: int, n: int | None, seed: int, what: str
+        self, split: Split, n_points: int, n: int, seed: int, what: str
     ) -> tuple[Tensor, Tensor, Tensor, Generator]:
         """x, shown y and f(x) of every point, and the generator that they were drawn with."""
         key = stream("points", seed=seed, split=split, what=what)
         generator = torch.Generator().manual_seed(key.getrandbits(63))
-        n = _PROMPTS[split] if n is None else n
         change = INPUTS[self.shift]
         return *draw_points(self.functions, n, n_points, generator, change=change), generator
+
+    def _require(self, what: str, value: str, allowed: tuple[str, ...]) -> None:
+        if value not in allowed:
+            raise TaskError(
+                f"task {self.name!r}: unknown {what} {value!r}; expected one of "
+                f"{', '.join(map(repr, allowed))}"
+            )
 
 
 def _deranged(
