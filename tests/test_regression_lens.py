@@ -14,7 +14,7 @@ from tvlens.interventions import WholePassEngine
 from tvlens.models.batch import Batch
 from tvlens.readout import FirstToken, SquaredError
 from tvlens.tasks.functions import function_class
-from tvlens.tasks.points import FunctionTask
+from tvlens.tasks.function_task import FunctionTask
 from tvlens.training import preset, train
 
 TASK = FunctionTask("linear", function_class("linear", 1))

@@ -13,7 +13,7 @@ from tvlens.errors import UnknownNameError
 from tvlens.models.shipped import list_shipped, load_shipped
 from tvlens.readout import SquaredError
 from tvlens.tasks.functions import function_class
-from tvlens.tasks.points import FunctionTask
+from tvlens.tasks.function_task import FunctionTask
 
 NAMES = list_shipped()
 BELOW = {

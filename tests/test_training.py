@@ -8,7 +8,7 @@ import torch
 from tvlens.errors import NumericalError, RunError, ShapeError, UnknownNameError
 from tvlens.models.regression import RegressionSizes, RegressionTransformer
 from tvlens.tasks.functions import Linear, function_class
-from tvlens.tasks.points import draw_points
+from tvlens.tasks.inputs import draw_points
 from tvlens.training import Curriculum, TrainSettings, _Trainer, preset, train
 
 SHORT = preset(
@@ -167,13 +167,13 @@ def test_low_precision_trains_too():
 def test_noise_is_on_every_y_that_a_prompt_shows():
     drawn = function_class("noisy-linear", 2, noise_std=0.5)
     generator = torch.Generator().manual_seed(0)
-    xs, ys, values = draw_points(drawn, 2000, 3, generator)
+    noisy = draw_points(drawn, 2000, 3, generator)
     generator = torch.Generator().manual_seed(0)
-    same, shown, clean = draw_points(Linear(2), 2000, 3, generator)
-    assert torch.equal(xs, same)
-    assert torch.equal(values, clean)
-    assert torch.equal(shown, clean)
-    assert float((ys - values).std()) == pytest.approx(0.5, rel=0.05)
+    clean = draw_points(Linear(2), 2000, 3, generator)
+    assert torch.equal(noisy.xs, clean.xs)
+    assert torch.equal(noisy.values, clean.values)
+    assert torch.equal(clean.ys, clean.values)
+    assert float((noisy.ys - noisy.values).std()) == pytest.approx(0.5, rel=0.05)
 
 
 def test_a_loss_that_is_not_finite_is_caught():

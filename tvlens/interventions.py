@@ -51,7 +51,9 @@ def counted_hooks(
 
 
 @contextmanager
-def intervene(backend: Backend, edit: Edit, query: Int[Tensor, " batch"]) -> Iterator[Counter[str]]:
+def intervene(
+    backend: Backend, edit: Edit, query: Int[Tensor, " batch"] | Int[Tensor, "batch site"]
+) -> Iterator[Counter[str]]:
     """Make `edit` act on forward passes of the model inside the `with` block.
 
     The model must be given `batch * variant` rows, the variants of one prompt next to each other.
@@ -59,7 +61,7 @@ def intervene(backend: Backend, edit: Edit, query: Int[Tensor, " batch"]) -> Ite
     Args:
         backend: the model.
         edit: what to change at the query position.
-        query: query position of each prompt.
+        query: query position of each prompt, or several positions to act at.
 
     Raises:
         ShapeError: `edit` is for a model with another number of layers, or the rows do not fit.
@@ -71,7 +73,7 @@ def intervene(backend: Backend, edit: Edit, query: Int[Tensor, " batch"]) -> Ite
             f"{backend.n_layer}; build it from vectors or means of this model"
         )
     n_batch, n_variant = query.shape[0], edit.n_variant
-    where = query.repeat_interleave(n_variant)
+    sites = query.view(n_batch, -1).repeat_interleave(n_variant, dim=0)
 
     def change(layer: int, act: Callable[[int, Tensor], Tensor], activation: Tensor) -> Tensor:
         if activation.shape[0] != n_batch * n_variant:
@@ -80,9 +82,10 @@ def intervene(backend: Backend, edit: Edit, query: Int[Tensor, " batch"]) -> Ite
                 f"prompts x {n_variant} variants = {n_batch * n_variant} rows"
             )
         rows = torch.arange(activation.shape[0], device=activation.device)
-        at_query = activation[rows, where].unflatten(0, (n_batch, n_variant))
         changed = activation.clone()
-        changed[rows, where] = act(layer, at_query).flatten(0, 1)
+        for where in sites.unbind(dim=1):
+            before = activation[rows, where].unflatten(0, (n_batch, n_variant))
+            changed[rows, where] = act(layer, before).flatten(0, 1)
         return changed
 
     functions = {backend.z_hook(n): partial(change, n, edit.edit_heads) for n in edit.head_layers}
@@ -150,7 +153,7 @@ class WholePassEngine(Engine[WholePrompts]):
         batch, n = reading.batch, edit.n_variant
         inputs = batch.inputs.repeat_interleave(n, dim=0)
         mask = batch.mask.repeat_interleave(n, dim=0)
-        with intervene(self.backend, edit, batch.query):
+        with intervene(self.backend, edit, batch.sites):
             logits = self.backend.forward(inputs, mask)
         rows = torch.arange(len(inputs), device=inputs.device)
         at_query = logits[rows, batch.query.repeat_interleave(n)]

@@ -76,6 +76,11 @@ class ReplayEngine(Engine[Prefix]):
         self.anatomy: Anatomy = backend.anatomy()
 
     def read(self, batch: Batch) -> Prefix:
+        if batch.also:
+            raise ShapeError(
+                f"replay runs the query position alone, but edits of these prompts also act at "
+                f"{batch.also}; use tvlens.interventions.WholePassEngine for prompts with dummies"
+            )
         batch = batch.to(self.backend.device)
         rows = batch.prompt_of_row
         inputs, mask = batch.inputs[:: batch.shared], batch.mask[:: batch.shared]

@@ -20,7 +20,7 @@ from tvlens.oracles import least_squares
 from tvlens.storage import load_tensors, save_tensors
 from tvlens.tasks.draw import stream
 from tvlens.tasks.functions import FunctionClass, function_class
-from tvlens.tasks.points import draw_points
+from tvlens.tasks.inputs import Shift, draw_points
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -273,8 +273,10 @@ class _Trainer:
         self.seconds = 0.0
         self.rows: list[dict[str, float]] = []
         generator = _generator("validation", seed=seed)
-        xs, ys, _ = draw_points(drawn, settings.n_validation, settings.train_points, generator)
-        self.validation = xs, ys
+        drawn_points = draw_points(
+            drawn, settings.n_validation, settings.train_points, generator
+        )
+        xs, ys = self.validation = drawn_points.xs, drawn_points.ys
         predicted = least_squares()(xs[:, :-1], ys[:, :-1], xs[:, -1])
         self.oracle = float((predicted - ys[:, -1]).square().mean()) / drawn.variance
 
@@ -304,14 +306,11 @@ class _Trainer:
         dims, points = self.growth()
         generator = _generator("training", seed=self.seed, step=self.step)
         among_first = torch.arange(self.drawn.n_dims) < dims
-        xs, ys, _ = draw_points(
-            self.drawn,
-            self.settings.batch_size,
-            points,
-            generator,
-            change=lambda xs, _: xs * among_first,
+        first_only = Shift(lambda xs, _: xs * among_first)
+        drawn = draw_points(
+            self.drawn, self.settings.batch_size, points, generator, shift=first_only
         )
-        xs, ys = xs.to(self.device), ys.to(self.device)
+        xs, ys = drawn.xs.to(self.device), drawn.ys.to(self.device)
         for group in self.adam.param_groups:
             group["lr"] = self.learning_rate()
         low = getattr(torch, self.settings.precision)
