@@ -15,8 +15,8 @@ import torch
 
 from tvlens import oracles
 from tvlens.models.regression import load_regression, save_regression
-from tvlens.tasks.functions import function_class
 from tvlens.tasks.function_task import FunctionTask
+from tvlens.tasks.functions import function_class
 
 WEIGHTS = Path(__file__).parents[1] / "tvlens" / "models" / "weights"
 N_PROMPTS = 4000

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from tvlens.errors import TaskError, UnknownNameError
+from tvlens.tasks.function_task import FunctionTask
 from tvlens.tasks.functions import Linear, NoisyLinear
 from tvlens.tasks.inputs import SHIFTS
-from tvlens.tasks.function_task import FunctionTask
 from tvlens.tasks.prompts import PromptSet, PromptSource
 
 TASK = FunctionTask("linear", Linear(4))

@@ -14,8 +14,8 @@ from tvlens.models.regression import RegressionSizes, RegressionTransformer, int
 from tvlens.readout import SquaredError
 from tvlens.replay import ReplayEngine
 from tvlens.selfcheck import choose_engine
-from tvlens.tasks.functions import Linear
 from tvlens.tasks.function_task import FunctionTask
+from tvlens.tasks.functions import Linear
 
 SIZES = RegressionSizes(n_dims=3, n_points=6, n_layer=3, n_head=4, d_model=16)
 BACKENDS = [BridgePoints, HookedPoints] if zoo.HAS_HOOKED else [BridgePoints]

@@ -13,8 +13,8 @@ from tvlens.errors import ModelError, ShapeError
 from tvlens.interventions import WholePassEngine
 from tvlens.models.batch import Batch
 from tvlens.readout import FirstToken, SquaredError
-from tvlens.tasks.functions import function_class
 from tvlens.tasks.function_task import FunctionTask
+from tvlens.tasks.functions import function_class
 from tvlens.training import preset, train
 
 TASK = FunctionTask("linear", function_class("linear", 1))

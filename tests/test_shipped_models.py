@@ -12,8 +12,8 @@ from tvlens import oracles
 from tvlens.errors import UnknownNameError
 from tvlens.models.shipped import list_shipped, load_shipped
 from tvlens.readout import SquaredError
-from tvlens.tasks.functions import function_class
 from tvlens.tasks.function_task import FunctionTask
+from tvlens.tasks.functions import function_class
 
 NAMES = list_shipped()
 BELOW = {

@@ -14,7 +14,7 @@ from tvlens import tasks as text_tasks
 from tvlens.errors import RunError, ShapeError, TaskError, UnknownNameError
 from tvlens.evaluate import Method
 from tvlens.methods.ltv import LearnableTaskVector
-from tvlens.methods.vector import TaskVector
+from tvlens.methods.vector import HeadMixture, TaskVector
 from tvlens.storage import load_tensors
 from tvlens.tasks import Task
 from tvlens.tasks.files import Duplicates
@@ -82,7 +82,9 @@ def read_vector(file: Path) -> Method:
     """
     tensors, metadata = load_tensors(file)
     try:
-        return LearnableTaskVector.load(file) if "omega" in tensors else TaskVector.load(file)
+        if "omega" in tensors:
+            return LearnableTaskVector.load(file)
+        return HeadMixture.load(file) if "mix" in tensors else TaskVector.load(file)
     except KeyError as error:
         raise RunError(
             f"{file} is no vector: it lacks {error}, it has {', '.join([*tensors, *metadata])}; "

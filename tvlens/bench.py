@@ -166,7 +166,7 @@ def _step_batch(lens: Lens, task: Task, settings: BenchSettings) -> list[Batch]:
     each = settings.n_step_prompts // len(default.kinds)
     return [
         lens.encode(
-            task.prompts("train", shots=default.shots, n=each, seed=settings.seed, kind=kind)
+            task.prompts("train", shots=default.lengths[0], n=each, seed=settings.seed, kind=kind)
         )
         for kind in default.kinds
     ]

@@ -124,11 +124,16 @@ class ReplaceHeads(Edit):
             )
 
     @classmethod
-    def each_head(cls, values: Float[Tensor, "layer head d_head"]) -> "ReplaceHeads":
-        """One variant per head, in (layer, head) order, each replacing that head alone."""
-        n_layer, n_head, _ = values.shape
+    def each_head(cls, values: Float[Tensor, "*batch layer head d_head"]) -> "ReplaceHeads":
+        """One variant per head, in (layer, head) order, each replacing that head alone.
+
+        Args:
+            values: what heads are replaced by, for all prompts or for each.
+        """
+        n_layer, n_head, d_head = values.shape[-3:]
         mask = torch.eye(n_layer * n_head, dtype=torch.bool, device=values.device)
-        return cls(mask.view(-1, n_layer, n_head), values[None, None])
+        each = values.reshape(-1, 1, n_layer, n_head, d_head)
+        return cls(mask.view(-1, n_layer, n_head), each)
 
     @property
     def n_variant(self) -> int:
@@ -213,3 +218,59 @@ class AddToResidual(Edit):
         if self.vectors.shape[0] == 1:
             return self
         return replace(self, vectors=self.vectors[start:stop])
+
+
+@dataclass(frozen=True)
+class AddHeads(Edit):
+    """A weighted sum of given head outputs is added to the output of each chosen block.
+
+    Attributes:
+        outputs: head outputs that are given for each prompt; the batch axis may have size 1.
+        mix: weight of every head in what each variant adds after each block.
+        active: layers at which each variant adds.
+    """
+
+    outputs: Float[Tensor, "some_batch layer head d_model"]
+    mix: Float[Tensor, "_variant _to_layer _layer _head"]
+    active: Bool[Tensor, "variant layer"]
+
+    def __post_init__(self) -> None:
+        n_variant, n_layer = self.active.shape
+        expected = (n_variant, n_layer, *self.outputs.shape[1:3])
+        if self.mix.shape != expected:
+            raise ShapeError(
+                f"AddHeads: mix has shape {tuple(self.mix.shape)}, expected {expected} (variant, "
+                "to_layer, layer, head); all must come from the same model"
+            )
+
+    @property
+    def n_variant(self) -> int:
+        return self.active.shape[0]
+
+    @property
+    def n_layer(self) -> int:
+        return self.active.shape[1]
+
+    @property
+    def first_layer(self) -> Int[Tensor, " variant"]:
+        return _first_true(self.active)
+
+    @property
+    def residual_layers(self) -> frozenset[int]:
+        return frozenset(self.active.any(dim=0).nonzero().flatten().tolist())
+
+    def edit_residual(
+        self, layer: int, residual: Float[Tensor, "batch variant d_model"]
+    ) -> Float[Tensor, "batch variant d_model"]:
+        n = residual.shape[1]
+        active = self.active[:n, layer, None]
+        added = torch.einsum("vlh,blhd->bvd", self.mix[:n, layer], self.outputs)
+        return residual + added.where(active, 0.0).to(residual.dtype)
+
+    def of_variants(self, index: Int[Tensor, " chosen"]) -> "AddHeads":
+        return replace(self, mix=self.mix[index], active=self.active[index])
+
+    def of_prompts(self, start: int, stop: int) -> "AddHeads":
+        if self.outputs.shape[0] == 1:
+            return self
+        return replace(self, outputs=self.outputs[start:stop])

@@ -13,7 +13,7 @@ from tvlens.edits import Edit
 from tvlens.engine import Reading
 from tvlens.errors import ModelError, UnknownNameError
 from tvlens.lens import Lens
-from tvlens.methods.vector import TaskVector, stack_vectors
+from tvlens.methods.vector import HeadMixture, TaskVector, Vector, edits_of
 from tvlens.metrics import Interval, bootstrap_mean
 from tvlens.tasks.prompts import PromptKind, PromptSet, PromptSource, Split
 
@@ -23,13 +23,13 @@ KINDS: tuple[PromptKind, ...] = ("zero", "shuffled", "clean")
 
 @runtime_checkable
 class HasTaskVector(Protocol):
-    """Anything that has a plain task vector, such as a LearnableTaskVector."""
+    """Anything that has a task vector, such as a LearnableTaskVector."""
 
     @property
-    def task_vector(self) -> TaskVector: ...
+    def task_vector(self) -> Vector: ...
 
 
-Method = TaskVector | HasTaskVector | Sequence[TaskVector] | Mapping[PromptKind, TaskVector] | None
+Method = Vector | HasTaskVector | Sequence[Vector] | Mapping[PromptKind, Vector] | None
 """A vector, something that has one, draws to average over, or one vector per prompt kind."""
 
 
@@ -114,6 +114,7 @@ def evaluate_prompts(
     Raises:
         ModelError: exact_match is asked of a model whose answers are not text.
         ShapeError: a vector does not fit the model.
+        TaskError: a method is made for each prompt, and the prompts have no donors.
     """
     exact_match = lens.readout.has_text if exact_match is None else exact_match
     if exact_match and not lens.readout.has_text:
@@ -122,29 +123,33 @@ def evaluate_prompts(
             "exact_match=False or leave it out"
         )
     baseline = "icl" if kind == "clean" else "none"
-    draws: dict[str, list[TaskVector]] = {baseline: [TaskVector.none(lens)]}
+    draws: dict[str, list[Vector]] = {baseline: [TaskVector.none(lens)]}
     for name, method in methods.items():
         found = _draws(method, kind, lens)
         if found:
             draws[name] = found
-    edit = stack_vectors([vector for vectors in draws.values() for vector in vectors], lens)
+    every = [vector for vectors in draws.values() for vector in vectors]
+    edits = edits_of(every, lens, prompts)
     batch = lens.encode(prompts)
     names = [measure.name for measure in lens.readout.measures]
     if exact_match:
         names.append("exact_match")
-    parts: list[Tensor] = []
+    measured = torch.empty(len(batch), len(every), len(names), dtype=torch.float64)
+    done = 0
     with lens.frozen(), torch.no_grad():
         for reading in lens.readings(batch):
-            values = []
-            for piece in lens.variants(reading, edit):
-                outputs = lens.engine.run(reading, piece)
-                values.append(lens.readout.measure(outputs, reading.batch).double().cpu())
-                if exact_match:
-                    started = lens.readout.answered(outputs, reading.batch)
-                    right = _exact_match(lens, reading, piece, started)
-                    values[-1] = torch.cat([values[-1], right[..., None]], dim=-1)
-            parts += torch.cat(values, dim=1)
-    measured = torch.stack(parts)
+            rows = slice(done, done + len(reading))
+            for edit, index in edits:
+                values = []
+                for piece in lens.variants(reading, edit.of_prompts(rows.start, rows.stop)):
+                    outputs = lens.engine.run(reading, piece)
+                    values.append(lens.readout.measure(outputs, reading.batch).double().cpu())
+                    if exact_match:
+                        started = lens.readout.answered(outputs, reading.batch)
+                        right = _exact_match(lens, reading, piece, started)
+                        values[-1] = torch.cat([values[-1], right[..., None]], dim=-1)
+                measured[rows, index] = torch.cat(values, dim=1)
+            done = rows.stop
     frames = []
     first = 0
     for name, vectors in draws.items():
@@ -158,10 +163,10 @@ def evaluate_prompts(
     return wide.melt(id_vars=["method", "prompt_index"], var_name="metric")
 
 
-def _draws(method: Method, kind: PromptKind, lens: Lens) -> list[TaskVector]:
+def _draws(method: Method, kind: PromptKind, lens: Lens) -> list[Vector]:
     if method is None:
         return [TaskVector.none(lens)]
-    if isinstance(method, TaskVector):
+    if isinstance(method, TaskVector | HeadMixture):
         return [method]
     if isinstance(method, Mapping):
         return [method[kind]] if kind in method else []

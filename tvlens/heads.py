@@ -9,7 +9,7 @@ from torch import Tensor
 from tvlens.edits import NoEdit
 from tvlens.errors import NumericalError, ShapeError, TaskError
 from tvlens.lens import Lens
-from tvlens.tasks.prompts import PromptSet
+from tvlens.tasks.prompts import HasDonors, PromptSet
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,45 @@ class HeadMeans:
                 f"means of {self.model!r} have sizes {found} (layer, head, d_head, d_model), "
                 f"model {lens.name!r} has {expected}; compute them with this lens"
             )
+
+
+@dataclass(frozen=True)
+class HeadOutputs:
+    """Every head's `hook_z` at the query position of single prompts, and its contribution.
+
+    Attributes:
+        z: `hook_z` at the query position.
+        outputs: contribution to the residual stream, `z @ W_O`, without the output bias.
+        model: name of the model.
+    """
+
+    z: Float[Tensor, "prompt layer head d_head"]
+    outputs: Float[Tensor, "prompt layer head d_model"]
+    model: str
+
+
+def donor_outputs(lens: Lens, prompts: PromptSet) -> HeadOutputs:
+    """Head outputs of the donor of every prompt: a clean prompt of the prompt's own function.
+
+    Raises:
+        TaskError: the prompts have no donors.
+        NumericalError: an activation is not finite.
+    """
+    if not isinstance(prompts, HasDonors):
+        raise TaskError(
+            f"{type(prompts).__name__} of task {prompts.task!r} have no donors: vectors of each "
+            "prompt's own head outputs need prompts of a FunctionTask; use one vector for the task"
+        )
+    batch = lens.encode(prompts.donors())
+    with lens.frozen(), torch.no_grad():
+        z = torch.cat([reading.z for reading in lens.readings(batch)])
+        outputs = torch.einsum("plhd,lhdm->plhm", z, lens.w_o)
+    if not torch.isfinite(outputs).all():
+        raise NumericalError(
+            f"head outputs of {lens.name!r} on donors of task {prompts.task!r} are not finite; "
+            "expected finite activations; try dtype=torch.float32"
+        )
+    return HeadOutputs(z, outputs, lens.name)
 
 
 class _StreamingMoments:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tvlens.edits import ReplaceHeads
 from tvlens.errors import NumericalError
-from tvlens.heads import HeadMeans
+from tvlens.heads import HeadMeans, donor_outputs
 from tvlens.headsets import Head, top_heads
 from tvlens.lens import Lens
 from tvlens.metrics import bootstrap_mean_axis
@@ -89,7 +89,7 @@ def mediation_prompts(
 def indirect_effects(
     lens: Lens,
     prompts: PromptSet,
-    means: HeadMeans,
+    means: HeadMeans | None,
     *,
     progress: Callable[[int], None] | None = None,
 ) -> IndirectEffects:
@@ -103,17 +103,22 @@ def indirect_effects(
     Args:
         lens: the model.
         prompts: label-shuffled prompts.
-        means: mean head outputs over clean prompts of the same task.
+        means: mean head outputs over clean prompts of the same task; None replaces each prompt's
+            heads by those of its own donor.
         progress: called with the number of prompts finished.
 
     Raises:
         ShapeError: the means are of another model.
+        TaskError: no means are given, and the prompts have no donors.
         NumericalError: an effect is not finite.
     """
-    means.require_fit(lens)
-    device = lens.backend.device
+    if means is None:
+        z = donor_outputs(lens, prompts).z
+    else:
+        means.require_fit(lens)
+        z = means.z[None]
     batch = lens.encode(prompts)
-    each = ReplaceHeads.each_head(means.z.to(device, lens.backend.dtype))
+    each = ReplaceHeads.each_head(z.to(lens.backend.device, lens.backend.dtype))
     # One more variant, which replaces nothing, gives the baseline from the same reading.
     edit = replace(each, mask=torch.cat([each.mask, torch.zeros_like(each.mask[:1])]))
     scores = lens.outputs(batch, edit, lens.readout.score, advance=progress).cpu()

@@ -273,9 +273,7 @@ class _Trainer:
         self.seconds = 0.0
         self.rows: list[dict[str, float]] = []
         generator = _generator("validation", seed=seed)
-        drawn_points = draw_points(
-            drawn, settings.n_validation, settings.train_points, generator
-        )
+        drawn_points = draw_points(drawn, settings.n_validation, settings.train_points, generator)
         xs, ys = self.validation = drawn_points.xs, drawn_points.ys
         predicted = least_squares()(xs[:, :-1], ys[:, :-1], xs[:, -1])
         self.oracle = float((predicted - ys[:, -1]).square().mean()) / drawn.variance

@@ -4,7 +4,7 @@ position.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -14,11 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tvlens.edits import AddToResidual
-from tvlens.engine import Reading
 from tvlens.errors import NumericalError, RunError, TaskError
 from tvlens.heads import HeadMeans
 from tvlens.lens import Lens
 from tvlens.methods.ltv import Granularity, LearnableTaskVector, Start
+from tvlens.methods.sample import Sample, read_samples
 from tvlens.storage import load_tensors, save_tensors
 from tvlens.tasks.prompts import PromptKind, PromptSet, PromptSource
 
@@ -33,14 +33,18 @@ class FitSettings:
         steps: largest number of steps.
         batch_size: prompts per step. Batches are drawn once and visited in a new order each round.
         kinds: kinds of training prompts, mixed in equal parts.
-        shots: examples in prompts that have any.
-        n_prompts: training prompts of each kind; they are read once and used again.
+        shots: examples in prompts that have any; several numbers train at several lengths.
+        n_prompts: training prompts of each kind and length; they are read once and used again.
+        n_validation: validation prompts of each kind and length; by default as many as the task
+            gives.
         evaluate_every: steps between validations.
         patience: validations without improvement after which training stops; None never stops.
         l1: weight of the penalty Σ|omega|, applied as soft thresholding, so weights reach zero:
             those of heads that lower the loss by less than `l1` per unit of weight.
         top_k: from half of the steps on, keep only the k heads of largest ‖omega ā‖.
         granularity: "head", or "block" for the released text code of the paper.
+        per_prompt: weight the head outputs of each prompt's own donor instead of their means over
+            the task, as the paper does for regression, where every prompt has its own function.
     """
 
     start: Start = "zero"
@@ -48,13 +52,20 @@ class FitSettings:
     steps: int = 60
     batch_size: int = 32
     kinds: tuple[PromptKind, ...] = ("zero", "shuffled")
-    shots: int = 3
+    shots: int | tuple[int, ...] = 3
     n_prompts: int = 160
+    n_validation: int | None = None
     evaluate_every: int = 10
     patience: int | None = 3
     l1: float = 0.0
     top_k: int | None = None
     granularity: Granularity = "head"
+    per_prompt: bool = False
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Every number of shots that is trained on."""
+        return (self.shots,) if isinstance(self.shots, int) else self.shots
 
     @classmethod
     def paper(cls, **changes: object) -> "FitSettings":
@@ -101,13 +112,23 @@ def fit_ltv(
         ShapeError: the means are of another model.
         NumericalError: the loss is not finite, or training diverges.
         RunError: the checkpoint is of other settings, means or start, or cannot be read.
+        TaskError: `settings.per_prompt` is asked of a task whose prompts have no donors.
     """
     means.require_fit(lens)
+    if settings.per_prompt and settings.granularity != "head":
+        raise TaskError(
+            "fit_ltv: per_prompt=True weighs heads, so it needs granularity='head', not "
+            f"{settings.granularity!r}"
+        )
+    training = Sample.read(lens, training_prompts(task, settings, seed), settings.per_prompt)
+    validation = Sample.read(lens, validation_prompts(task, settings, seed), settings.per_prompt)
+    own = training.outputs
     ltv = LearnableTaskVector(
         means.outputs,
         start=settings.start if start is None else start,
         seed=seed,
         granularity=settings.granularity,
+        norms=None if own is None else own.norm(dim=-1).mean(dim=0).cpu(),
         model=lens.name,
         task=task.name,
     )
@@ -126,9 +147,8 @@ def fit_ltv(
     )
     if checkpoint is not None and Path(checkpoint).exists():
         trainer.restore(Path(checkpoint), identity)
+    training = training.in_turn(len(settings.kinds) * len(settings.lengths))
     with lens.frozen():
-        training = _mixed(_read(lens, training_prompts(task, settings, seed)), settings)
-        validation = _read(lens, validation_prompts(task, settings, seed))
         if not trainer.rows:
             trainer.validate(validation, float("nan"))
         for step in range(trainer.step, settings.steps):
@@ -145,23 +165,25 @@ def fit_ltv(
         ltv.mask.copy_(trainer.best_mask)
         ltv.history = pd.DataFrame(trainer.rows)
         rows = max(1, lens.max_rows // _POINTS)
-        spans = [slice(i, i + rows) for i in range(0, len(validation), rows)]
-        _attribute(lens, ltv, map(validation.rows, spans), _POINTS)
+        _attribute(lens, ltv, validation.pieces(rows), _POINTS)
     return ltv
 
 
 def training_prompts(task: PromptSource, settings: FitSettings, seed: int) -> list[PromptSet]:
-    """The prompts that `fit_ltv` trains on, one set per kind."""
+    """The prompts that `fit_ltv` trains on, one set per length and kind."""
     return [
-        task.prompts("train", shots=settings.shots, n=settings.n_prompts, seed=seed, kind=kind)
+        task.prompts("train", shots=shots, n=settings.n_prompts, seed=seed, kind=kind)
+        for shots in settings.lengths
         for kind in settings.kinds
     ]
 
 
 def validation_prompts(task: PromptSource, settings: FitSettings, seed: int) -> list[PromptSet]:
-    """The prompts that `fit_ltv` selects on: every validation pair once per kind."""
+    """The prompts that `fit_ltv` selects on: every validation pair once per length and kind."""
+    n = settings.n_validation
     return [
-        task.prompts("validation", shots=settings.shots, seed=seed, kind=kind)
+        task.prompts("validation", shots=shots, n=n, seed=seed, kind=kind)
+        for shots in settings.lengths
         for kind in settings.kinds
     ]
 
@@ -181,20 +203,22 @@ def attribute(
         prompts: prompts that do not carry the task, of the validation split.
         points: midpoints of the path.
     """
+    rows = max(1, lens.max_rows // points)
     with lens.frozen():
-        rows = max(1, lens.max_rows // points)
-        return _attribute(lens, ltv, _read_pieces(lens, prompts, rows=rows), points)
+        return _attribute(lens, ltv, read_samples(lens, prompts, ltv.per_prompt, rows), points)
 
 
 def _attribute(
-    lens: Lens, ltv: LearnableTaskVector, readings: Iterable[Reading], points: int
+    lens: Lens, ltv: LearnableTaskVector, samples: Iterable[Sample], points: int
 ) -> Float[Tensor, "layer head"]:
     alphas = ((torch.arange(points) + 0.5) / points).to(ltv.omega.device)
     weights = ltv.weights.detach()
     total, count = torch.zeros_like(weights), 0
-    for reading in readings:
+    for sample in samples:
         along = (alphas[:, None, None] * weights).requires_grad_()
-        vectors = torch.einsum("vlh,lhd->vld", along, ltv.outputs)
+        outputs = ltv.outputs[None] if sample.outputs is None else sample.outputs
+        vectors = torch.einsum("vlh,blhd->bvld", along, outputs)
+        reading = sample.reading
         loss = lens.readout.loss(lens.engine.run(reading, _add(vectors)), reading.batch)
         (gradient,) = torch.autograd.grad(-loss.sum() / points, along)
         total += weights * gradient.sum(dim=0)
@@ -207,27 +231,8 @@ def _digest(tensor: Tensor) -> str:
     return hashlib.sha256(tensor.cpu().numpy().tobytes()).hexdigest()[:16]
 
 
-def _add(vectors: Float[Tensor, "variant layer d_model"]) -> AddToResidual:
-    return AddToResidual(vectors[None], vectors.new_ones(vectors.shape[:2], dtype=torch.bool))
-
-
-def _read_pieces(lens: Lens, prompts: Sequence[PromptSet], *, rows: int) -> Iterator[Reading]:
-    for batch in map(lens.encode, prompts):
-        yield from lens.readings(batch, max_prompts=rows)
-
-
-def _read(lens: Lens, prompts: Sequence[PromptSet]) -> Reading:
-    if not prompts or not all(len(p) for p in prompts):
-        raise TaskError("fit_ltv got no prompts of some kind; expected at least one of each")
-    pieces = list(_read_pieces(lens, prompts, rows=lens.max_rows))
-    joined: Reading = lens.engine.join(pieces)
-    return joined
-
-
-def _mixed(reading: Reading, settings: FitSettings) -> Reading:
-    """The prompts of all kinds in turn, so that every span of them holds each kind."""
-    order = torch.arange(len(reading)).view(len(settings.kinds), -1).T.flatten()
-    return reading.rows(order.to(reading.batch.inputs.device))
+def _add(vectors: Float[Tensor, "some_batch variant layer d_model"]) -> AddToResidual:
+    return AddToResidual(vectors, vectors.new_ones(vectors.shape[1:3], dtype=torch.bool))
 
 
 class _Trainer:
@@ -254,18 +259,18 @@ class _Trainer:
         waiting_for_mask = self.settings.top_k is not None and self.step <= self.settings.steps // 2
         return patience is not None and self.waited >= patience and not waiting_for_mask
 
-    def _edit(self) -> AddToResidual:
-        return _add(self.ltv()[None])
+    def _losses(self, sample: Sample) -> Float[Tensor, " batch"]:
+        vectors = self.ltv()[None] if sample.outputs is None else self.ltv(sample.outputs)
+        outputs = self.lens.engine.run(sample.reading, _add(vectors[:, None]))
+        return self.lens.readout.loss(outputs, sample.reading.batch)[:, 0]
 
-    def train_step(self, training: Reading) -> float:
+    def train_step(self, training: Sample) -> float:
         if self.settings.top_k is not None and self.step == self.settings.steps // 2:
             self.ltv.keep_top(self.settings.top_k)
             # What was best with all heads does not count among vectors of k heads.
             self.best_loss, self.waited = float("inf"), 0
         self.adam.zero_grad()
-        reading = training.rows(self._next_batch())
-        outputs = self.lens.engine.run(reading, self._edit())
-        loss = self.lens.readout.loss(outputs, reading.batch).mean()
+        loss = self._losses(training.rows(self._next_batch(len(training)))).mean()
         loss.backward()
         total = float(loss.detach())
         self._require_finite(total)
@@ -284,19 +289,17 @@ class _Trainer:
         omega = self.ltv.omega.data
         omega.copy_(omega.sign() * (omega.abs() - threshold).clamp(min=0))
 
-    def _next_batch(self) -> slice:
+    def _next_batch(self, n_prompts: int) -> slice:
         size = self.settings.batch_size
         if not self.waiting:
-            n_batches = -(-len(self.settings.kinds) * self.settings.n_prompts // size)
+            n_batches = -(-n_prompts // size)
             self.waiting = torch.randperm(n_batches, generator=self.generator).tolist()
         first = self.waiting.pop() * size
         return slice(first, first + size)
 
-    def validate(self, validation: Reading, train_loss: float) -> None:
+    def validate(self, validation: Sample, train_loss: float) -> None:
         with torch.no_grad():
-            outputs = self.lens.engine.run(validation, self._edit())
-            losses = self.lens.readout.loss(outputs, validation.batch)
-        loss = float(losses.double().mean())
+            loss = float(self._losses(validation).double().mean())
         self._require_finite(loss)
         self.rows.append(
             {

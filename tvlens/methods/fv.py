@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from tvlens.errors import ShapeError
 from tvlens.heads import HeadMeans
 from tvlens.headsets import Head
 from tvlens.lens import Lens
 from tvlens.mediation import IndirectEffects
-from tvlens.methods.vector import TaskVector, stack_vectors
+from tvlens.methods.vector import HeadMixture, TaskVector, Vector, edits_of
 from tvlens.tasks.prompts import PromptKind, PromptSet
 
 DEFAULT_KS = (3, 10, 30)
@@ -37,16 +39,7 @@ def function_vector(
     Raises:
         ShapeError: a head or the layer is out of range, or no head is given.
     """
-    _require_heads(means, heads)
-    vectors = torch.zeros(means.outputs.shape[0], means.outputs.shape[2])
-    if not 0 <= layer < len(vectors):
-        raise ShapeError(
-            f"layer {layer} is out of range: model {means.model!r} has {len(vectors)} layers "
-            f"(0-{len(vectors) - 1})"
-        )
-    vectors[layer] = scale * torch.stack([means.outputs[head] for head in heads]).sum(dim=0)
-    origin = f"function vector of {len(heads)} heads at layer {layer} x {scale:g}"
-    return TaskVector(vectors, (layer,), means.model, origin)
+    return function_mixture(means, heads, layer=layer, scale=scale).of_means(means)
 
 
 def function_vector_per_layer(
@@ -64,14 +57,40 @@ def function_vector_per_layer(
     Raises:
         ShapeError: a head is out of range, or no head is given.
     """
+    return function_mixture(means, heads, layer=None, scale=scale).of_means(means)
+
+
+def function_mixture(
+    means: HeadMeans, heads: Sequence[Head], *, layer: int | None, scale: float = 1.0
+) -> HeadMixture:
+    """The recipe of a function vector, to be made of the outputs of each prompt's own heads.
+
+    Args:
+        means: mean head outputs, which say what the model is.
+        heads: (layer, head) pairs.
+        layer: where their sum is added; None adds every head's output at the head's own layer.
+        scale: factor on the vectors.
+
+    Raises:
+        ShapeError: a head or the layer is out of range, or no head is given.
+    """
+    n_layer, n_head = means.outputs.shape[:2]
     _require_heads(means, heads)
-    weights = torch.zeros(means.outputs.shape[:2])
-    for head in heads:
-        weights[head] = scale
-    vectors = torch.einsum("lh,lhd->ld", weights, means.outputs)
-    layers = tuple(sorted({layer for layer, _ in heads}))
-    origin = f"function vector of {len(heads)} heads, each at its layer, x {scale:g}"
-    return TaskVector(vectors, layers, means.model, origin)
+    if layer is not None and not 0 <= layer < n_layer:
+        raise ShapeError(
+            f"layer {layer} is out of range: model {means.model!r} has {n_layer} layers "
+            f"(0-{n_layer - 1})"
+        )
+    mix = torch.zeros(n_layer, n_layer, n_head)
+    for from_layer, head in heads:
+        mix[from_layer if layer is None else layer, from_layer, head] = scale
+    if layer is None:
+        layers = tuple(sorted({from_layer for from_layer, _ in heads}))
+        where = "each at its layer,"
+    else:
+        layers, where = (layer,), f"at layer {layer}"
+    origin = f"function vector of {len(heads)} heads {where} x {scale:g}"
+    return HeadMixture(mix, layers, means.model, origin)
 
 
 @dataclass(frozen=True)
@@ -85,8 +104,8 @@ class FunctionVectorChoice:
             measures of the lens' readout.
     """
 
-    one_layer: dict[PromptKind, TaskVector]
-    per_layer: dict[PromptKind, TaskVector]
+    one_layer: dict[PromptKind, Vector]
+    per_layer: dict[PromptKind, Vector]
     sweep: pd.DataFrame
 
 
@@ -99,6 +118,7 @@ def choose_function_vectors(
     layers: Sequence[int] | None = None,
     ks: Sequence[int] = DEFAULT_KS,
     scales: Sequence[float] = DEFAULT_SCALES,
+    per_prompt: bool = False,
 ) -> FunctionVectorChoice:
     """The best function vectors over layer, number of heads and scale, by validation.
 
@@ -114,9 +134,12 @@ def choose_function_vectors(
         layers: layers to try for the one-layer vector; all by default.
         ks: numbers of heads to try; those above the number of heads are left out.
         scales: factors to try.
+        per_prompt: make each prompt's vector of the head outputs of its own donor, instead of one
+            vector of the means for all prompts.
 
     Raises:
         ShapeError: no k fits the model.
+        TaskError: `per_prompt` is asked of prompts without donors.
     """
     layers = range(lens.n_layer) if layers is None else layers
     fitting = [k for k in ks if 1 <= k <= lens.n_layer * lens.n_head]
@@ -125,23 +148,26 @@ def choose_function_vectors(
             f"no k of {tuple(ks)} fits {lens.name!r}, which has "
             f"{lens.n_layer * lens.n_head} heads; give a k between 1 and that"
         )
-    candidates: list[tuple[dict[str, object], TaskVector]] = []
+    candidates: list[tuple[dict[str, object], HeadMixture]] = []
     for k in fitting:
         heads = effects.top(k)
         for scale in scales:
             row: dict[str, object] = {"k": k, "scale": scale}
-            vector = function_vector_per_layer(means, heads, scale=scale)
-            candidates.append(({"site": "per_layer", "layer": -1, **row}, vector))
+            mixture = function_mixture(means, heads, layer=None, scale=scale)
+            candidates.append(({"site": "per_layer", "layer": -1, **row}, mixture))
             for layer in layers:
-                vector = function_vector(means, heads, layer=layer, scale=scale)
-                candidates.append(({"site": "one_layer", "layer": layer, **row}, vector))
-    edit = stack_vectors([vector for _, vector in candidates], lens)
+                mixture = function_mixture(means, heads, layer=layer, scale=scale)
+                candidates.append(({"site": "one_layer", "layer": layer, **row}, mixture))
+    mixtures = [mixture for _, mixture in candidates]
+    vectors: Sequence[Vector] = (
+        mixtures if per_prompt else [mixture.of_means(means) for mixture in mixtures]
+    )
 
     measures = lens.readout.measures
     frames = []
-    best: dict[str, dict[PromptKind, TaskVector]] = {"one_layer": {}, "per_layer": {}}
+    best: dict[str, dict[PromptKind, Vector]] = {"one_layer": {}, "per_layer": {}}
     for kind, prompts in validation.items():
-        values = lens.outputs(prompts, edit, lens.readout.measure).double().mean(dim=0)
+        values = _measured(lens, prompts, vectors)
         frame = pd.DataFrame([row for row, _ in candidates])
         frame["prompt"] = kind
         for column, measure in enumerate(measures):
@@ -151,10 +177,20 @@ def choose_function_vectors(
             [m.name for m in measures], ascending=[not m.higher_is_better for m in measures]
         ).index
         for site, chosen in best.items():
-            chosen[kind] = next(candidates[i][1] for i in order if frame["site"][i] == site)
+            chosen[kind] = next(vectors[i] for i in order if frame["site"][i] == site)
     return FunctionVectorChoice(
         best["one_layer"], best["per_layer"], pd.concat(frames, ignore_index=True)
     )
+
+
+def _measured(
+    lens: Lens, prompts: PromptSet, vectors: Sequence[Vector]
+) -> Float[Tensor, "vector measure"]:
+    """Mean over prompts of every measure under every vector."""
+    found = torch.empty(len(vectors), len(lens.readout.measures), dtype=torch.float64)
+    for edit, index in edits_of(vectors, lens, prompts):
+        found[index] = lens.outputs(prompts, edit, lens.readout.measure).double().mean(0).cpu()
+    return found
 
 
 def _require_heads(means: HeadMeans, heads: Sequence[Head]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tvlens.errors import NumericalError, ShapeError, UnknownNameError
 from tvlens.heads import HeadMeans
 from tvlens.headsets import top_heads
-from tvlens.methods.vector import TaskVector
+from tvlens.methods.vector import HeadMixture, TaskVector, Vector
 from tvlens.storage import load_tensors, save_tensors
 from tvlens.tasks.draw import stream
 
@@ -26,11 +26,15 @@ class LearnableTaskVector(nn.Module):
         omega: the weights, the only parameter, `[layer head]`.
         start: the weights before training.
         outputs: mean head outputs ā, `[layer head d_model]`.
+        norms: size of each head's output, `[layer head]`: that of its mean, or with `per_prompt`
+            the mean of the sizes on single prompts.
         mask: True at the heads that take part.
         effect: what each head adds to the log-probability of the answer (`attribute`), NaN
             until it is known.
         history: one row per evaluation of the training: step, train_loss, validation_loss,
             travel, norm.
+        per_prompt: whether the weights are for the head outputs of each prompt's own donor; the
+            means then only say what a head writes on average.
         model: name of the model.
         task: name of the task.
     """
@@ -38,6 +42,7 @@ class LearnableTaskVector(nn.Module):
     omega: nn.Parameter
     start: Tensor
     outputs: Tensor
+    norms: Tensor
     mask: Tensor
     effect: Tensor
 
@@ -48,6 +53,7 @@ class LearnableTaskVector(nn.Module):
         start: Start | Float[Tensor, "_layer _head"] = "zero",
         seed: int = 0,
         granularity: Granularity = "head",
+        norms: Float[Tensor, "_layer _head"] | None = None,
         model: str = "",
         task: str = "",
     ) -> None:
@@ -60,6 +66,8 @@ class LearnableTaskVector(nn.Module):
             granularity: "head" weights heads. "block" reproduces the released text code of the
                 paper, which weights contiguous slices of the summed head outputs: residual
                 coordinates, not heads.
+            norms: mean size of each head's output on single prompts, for weights of each prompt's
+                own head outputs; None for weights of the means.
             model: name of the model.
             task: name of the task.
 
@@ -84,9 +92,12 @@ class LearnableTaskVector(nn.Module):
         self.omega = nn.Parameter(weights.clone())
         self.register_buffer("start", weights.clone())
         self.register_buffer("outputs", outputs.detach().float().clone())
+        sizes = self.outputs.norm(dim=-1) if norms is None else norms.detach().float().clone()
+        self.register_buffer("norms", sizes)
         self.register_buffer("mask", torch.ones(n_layer, n_head, dtype=torch.bool))
         self.register_buffer("effect", torch.full((n_layer, n_head), torch.nan))
         self.granularity = granularity
+        self.per_prompt = norms is not None
         self.model, self.task = model, task
         self.history = pd.DataFrame()
 
@@ -95,9 +106,16 @@ class LearnableTaskVector(nn.Module):
         """An untrained vector over the mean outputs of `means`."""
         return cls(means.outputs, model=means.model, **options)  # type: ignore[arg-type]
 
-    def forward(self) -> Float[Tensor, "layer d_model"]:
-        """The vectors v[l], differentiable in omega (Saglam et al. 2025, section 3)."""
-        return torch.einsum("lh,lhd->ld", self.weights, self.outputs)
+    def forward(
+        self, outputs: Float[Tensor, "*batch layer head d_model"] | None = None
+    ) -> Float[Tensor, "*batch layer d_model"]:
+        """The vectors v[l], differentiable in omega (Saglam et al. 2025, section 3).
+
+        Args:
+            outputs: head outputs of single prompts; the means by default.
+        """
+        given = self.outputs if outputs is None else outputs
+        return torch.einsum("lh,...lhd->...ld", self.weights, given)
 
     @property
     def weights(self) -> Float[Tensor, "layer head"]:
@@ -113,7 +131,7 @@ class LearnableTaskVector(nn.Module):
         Raises:
             NumericalError: the effects are not known; run `attribute` first or ask for unsigned.
         """
-        norm = self.weights.detach().abs() * self.outputs.norm(dim=-1)
+        norm = self.weights.detach().abs() * self.norms
         if not signed:
             return norm
         if torch.isnan(self.effect).any():
@@ -138,10 +156,9 @@ class LearnableTaskVector(nn.Module):
         return float((self.weights.detach() - self.start * self.mask).norm())
 
     @property
-    def task_vector(self) -> TaskVector:
-        """The vectors as a plain value, for evaluation."""
-        layers = tuple(range(self.omega.shape[0]))
-        return TaskVector(self().detach().cpu(), layers, self.model, f"LTV of {self.task}")
+    def task_vector(self) -> Vector:
+        """What is added, as a plain value: a TaskVector, or a HeadMixture with `per_prompt`."""
+        return self.with_weights(self.weights.detach(), f"LTV of {self.task}")
 
     def keep_top(self, k: int) -> None:
         """Mask all heads but the k of largest ‖omega ā‖.
@@ -154,8 +171,10 @@ class LearnableTaskVector(nn.Module):
         for head in kept:
             self.mask[head] = True
 
-    def with_weights(self, weights: Float[Tensor, "layer head"], origin: str) -> TaskVector:
+    def with_weights(self, weights: Float[Tensor, "layer head"], origin: str) -> Vector:
         """The task vector of other weights on the same head outputs."""
+        if self.per_prompt:
+            return HeadMixture.in_place(weights, self.model, origin)
         vectors = torch.einsum("lh,lhd->ld", weights.to(self.outputs), self.outputs)
         return TaskVector(vectors.cpu(), tuple(range(len(vectors))), self.model, origin)
 
@@ -163,6 +182,7 @@ class LearnableTaskVector(nn.Module):
         """Write weights, start, outputs, effects and names as safetensors."""
         tensors = {"omega": self.omega, "start": self.start, "outputs": self.outputs}
         tensors |= {"mask": self.mask, "effect": self.effect}
+        tensors |= {"norms": self.norms} if self.per_prompt else {}
         names = {"model": self.model, "task": self.task, "granularity": self.granularity}
         save_tensors(path, tensors, names | {"history": self.history.to_dict("list")})
 
@@ -171,7 +191,11 @@ class LearnableTaskVector(nn.Module):
         """The vector written by `save`."""
         tensors, names = load_tensors(path)
         made = cls(
-            tensors["outputs"], start=tensors["start"], model=names["model"], task=names["task"]
+            tensors["outputs"],
+            start=tensors["start"],
+            norms=tensors.get("norms"),
+            model=names["model"],
+            task=names["task"],
         )
         made.granularity = names["granularity"]
         made.omega.data.copy_(tensors["omega"])
@@ -181,7 +205,7 @@ class LearnableTaskVector(nn.Module):
         return made
 
 
-def random_controls(ltv: LearnableTaskVector, *, n: int = 5, seed: int = 0) -> list[TaskVector]:
+def random_controls(ltv: LearnableTaskVector, *, n: int = 5, seed: int = 0) -> list[Vector]:
     """Vectors of `n` random weight matrices of the learned norm: what any direction would do."""
     generator = _generator("random omega", seed)
     norm = ltv.weights.detach().norm().cpu()
@@ -191,7 +215,7 @@ def random_controls(ltv: LearnableTaskVector, *, n: int = 5, seed: int = 0) -> l
     ]
 
 
-def permuted_controls(ltv: LearnableTaskVector, *, n: int = 5, seed: int = 0) -> list[TaskVector]:
+def permuted_controls(ltv: LearnableTaskVector, *, n: int = 5, seed: int = 0) -> list[Vector]:
     """Vectors of `n` permutations of the learned weights: right sizes, wrong heads."""
     generator = _generator("permuted omega", seed)
     weights = ltv.weights.detach().cpu().flatten()

@@ -1,4 +1,8 @@
-"""A task vector: what is added to the residual stream at the query position, layer by layer."""
+"""Task vectors: what is added to the residual stream at the query position, layer by layer.
+
+A `TaskVector` is the same for every prompt of a task. A `HeadMixture` is a recipe that makes one
+for each prompt from the head outputs of the prompt's donor.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,10 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tvlens.edits import AddToResidual
+from tvlens.edits import AddHeads, AddToResidual, Edit
 from tvlens.errors import NumericalError, ShapeError
+from tvlens.heads import HeadMeans, donor_outputs
 from tvlens.lens import Lens
 from tvlens.storage import load_tensors, save_tensors
+from tvlens.tasks.prompts import PromptSet
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,79 @@ class TaskVector:
         return cls(tensors["vectors"], layers, metadata["model"], metadata["origin"])
 
 
+@dataclass(frozen=True)
+class HeadMixture:
+    """A task vector for each prompt: weighted sums of the head outputs of its own donor.
+
+    v[t] = Σ_{l,j} mix[t, l, j] a[l, j] is added to the output of block t.
+
+    Attributes:
+        mix: the weights.
+        layers: layers t at which something is added.
+        model: name of the model it was made on.
+        origin: how it was made, in words.
+    """
+
+    mix: Float[Tensor, "to_layer layer head"]
+    layers: tuple[int, ...]
+    model: str
+    origin: str
+
+    def __post_init__(self) -> None:
+        if not torch.isfinite(self.mix).all():
+            raise NumericalError(
+                f"weights of {self.origin} hold NaN or infinite numbers; expected finite ones"
+            )
+
+    @classmethod
+    def in_place(
+        cls, weights: Float[Tensor, "layer head"], model: str, origin: str
+    ) -> "HeadMixture":
+        """Every head's output added, so many times, at the head's own layer."""
+        n_layer = len(weights)
+        mix = torch.zeros(n_layer, *weights.shape, dtype=weights.dtype)
+        mix[range(n_layer), range(n_layer)] = weights.detach().cpu()
+        return cls(mix, tuple(range(n_layer)), model, origin)
+
+    def of_means(self, means: HeadMeans) -> TaskVector:
+        """The vector of mean head outputs: one for the whole task."""
+        return self.of_outputs(means.outputs)
+
+    def of_outputs(self, outputs: Float[Tensor, "layer head d_model"]) -> TaskVector:
+        """The vector of these head outputs.
+
+        Raises:
+            ShapeError: they are of a model of another size.
+        """
+        _require_same(self, tuple(outputs.shape[:2]), self.model)
+        vectors = torch.einsum("tlh,lhd->td", self.mix.to(outputs), outputs)
+        return TaskVector(vectors.cpu(), self.layers, self.model, self.origin)
+
+    def save(self, path: Path | str) -> None:
+        """Write the weights and their metadata as safetensors."""
+        metadata = {"layers": self.layers, "model": self.model, "origin": self.origin}
+        save_tensors(path, {"mix": self.mix}, metadata)
+
+    @classmethod
+    def load(cls, path: Path | str) -> "HeadMixture":
+        """The mixture written by `save`."""
+        tensors, metadata = load_tensors(path)
+        layers = tuple(metadata["layers"])
+        return cls(tensors["mix"], layers, metadata["model"], metadata["origin"])
+
+
+Vector = TaskVector | HeadMixture
+"""What a method adds: the same for every prompt, or made for each from its donor."""
+
+
+def _require_same(mixture: HeadMixture, sizes: tuple[int, ...], model: str) -> None:
+    if tuple(mixture.mix.shape[1:]) != sizes:
+        raise ShapeError(
+            f"{mixture.origin} of {mixture.model!r} weighs {tuple(mixture.mix.shape[1:])} (layer, "
+            f"head), model {model!r} has {sizes}; make it on the model it is used on"
+        )
+
+
 def require_fit(vector: TaskVector, n_layer: int, d_model: int, model: str) -> None:
     """Refuse a vector made for a model of another size.
 
@@ -115,3 +194,49 @@ def stack_vectors(vectors: Sequence[TaskVector], lens: Lens) -> AddToResidual:
     device, dtype = lens.backend.device, lens.backend.dtype
     stacked = torch.stack([vector.vectors for vector in vectors])[None]
     return AddToResidual(stacked.to(device, dtype), active.to(device))
+
+
+def stack_mixtures(
+    mixtures: Sequence[HeadMixture], outputs: Float[Tensor, "batch layer head d_model"], lens: Lens
+) -> AddHeads:
+    """The edit whose variants are the given mixtures of each prompt's own head outputs, in order.
+
+    Raises:
+        ShapeError: a mixture does not fit the model.
+    """
+    for mixture in mixtures:
+        _require_same(mixture, (lens.n_layer, lens.n_head), lens.name)
+    active = torch.zeros(len(mixtures), lens.n_layer, dtype=torch.bool)
+    for i, mixture in enumerate(mixtures):
+        active[i, list(mixture.layers)] = True
+    mix = torch.stack([mixture.mix for mixture in mixtures])
+    return AddHeads(outputs, mix.to(outputs), active.to(outputs.device))
+
+
+def edits_of(
+    vectors: Sequence[Vector], lens: Lens, prompts: PromptSet
+) -> list[tuple[Edit, list[int]]]:
+    """The edits that together make every vector of the list act on these prompts.
+
+    Args:
+        vectors: what is added.
+        lens: the model.
+        prompts: what it is asked; mixtures read the donors of these.
+
+    Returns:
+        One edit for the vectors that all prompts share and one for the mixtures, as far as there
+        are any, each with the places in the list that its variants have.
+
+    Raises:
+        ShapeError: a vector does not fit the model.
+        TaskError: there is a mixture, and the prompts have no donors.
+    """
+    plain = {i: vector for i, vector in enumerate(vectors) if isinstance(vector, TaskVector)}
+    mixed = {i: vector for i, vector in enumerate(vectors) if isinstance(vector, HeadMixture)}
+    edits: list[tuple[Edit, list[int]]] = []
+    if plain:
+        edits.append((stack_vectors(list(plain.values()), lens), list(plain)))
+    if mixed:
+        outputs = donor_outputs(lens, prompts).outputs
+        edits.append((stack_mixtures(list(mixed.values()), outputs, lens), list(mixed)))
+    return edits

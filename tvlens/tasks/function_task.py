@@ -158,9 +158,7 @@ class FunctionTask:
         if self.train_points is None:
             return None
         generator = _generator(seed, split, f"donors of {points.xs.shape[1] - 1} shots")
-        other = more_points(
-            self.functions, points, self.train_points, generator, shift=self._shift
-        )
+        other = more_points(self.functions, points, self.train_points, generator, shift=self._shift)
         target = other.values[:, -1]
         return PointPrompts(self.name, split, "clean", seed, other.xs, other.ys, target)
 

@@ -66,7 +66,8 @@ class PointPrompts:
                 The baselines of Saglam et al. (2025) use .1, .25, .5, .75 and .9.
         """
         at = [round(place * self.shots) for place in places]
-        order, dummies = [], []
+        order: list[int] = []
+        dummies: list[int] = []
         for i in range(self.shots + 1):
             for _ in range(at.count(i)):
                 dummies.append(len(order))

@@ -36,6 +36,15 @@ class PromptSet(Protocol):
 
 
 @runtime_checkable
+class HasDonors(Protocol):
+    """Prompts that each have a clean prompt to take head outputs from, row by row."""
+
+    def donors(self) -> PromptSet:
+        """One clean prompt of the same task for each prompt."""
+        ...
+
+
+@runtime_checkable
 class PromptSource(Protocol):
     """A task of any modality: what prompts are drawn from."""
 
