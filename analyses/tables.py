@@ -25,11 +25,6 @@ def write_tables(folder: Path, name: str, values: pd.DataFrame, shown: pd.DataFr
     return text
 
 
-def with_interval(value: float, low: float, high: float) -> str:
-    """A share and its interval, such as `0.92 [0.85, 0.97]`."""
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
-
-
 def _shown(cell: object) -> str:
     if isinstance(cell, float):
         return "" if pd.isna(cell) else f"{cell:.4g}"

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pandas as pd
 import typer
-from tables import with_interval, write_tables
+from tables import write_tables
 
 from tvlens import cli, options
+from tvlens.console import with_interval
 from tvlens.errors import TvlensError
 
 TASKS = "present-past,singular-plural,country-nationality,verb-gerund,capitalize-word"

@@ -21,10 +21,11 @@ from typing import Annotated, Any
 
 import pandas as pd
 import typer
-from tables import with_interval, write_tables
+from tables import write_tables
 
 import tvlens
 from tvlens import figures, study
+from tvlens.console import with_interval
 from tvlens.errors import TvlensError
 from tvlens.options import ModelOption, OutOption, ShotsOption
 from tvlens.runs import Run

@@ -25,7 +25,8 @@ from tvlens.methods.ltv import LearnableTaskVector
 from tvlens.methods.vector import TaskVector
 from tvlens.readout import FirstToken
 from tvlens.runs import Run
-from tvlens.study import StudySettings, TaskStudy, fitting_ks, study_task, study_tasks
+from tvlens.steps import fitting_ks
+from tvlens.study import StudySettings, TaskStudy, study_task, study_tasks
 from tvlens.tasks import Task
 
 SETTINGS = StudySettings(

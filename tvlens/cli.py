@@ -12,7 +12,7 @@ from tvlens import study as studies
 from tvlens import tasks as text_tasks
 from tvlens.arguments import named_files, read_scores, read_tasks, read_vector, score_file
 from tvlens.bench import BenchSettings, bench
-from tvlens.cli_regression import regression_app
+from tvlens.cli_regression import regression_app, study_command
 from tvlens.console import complain, say, show
 from tvlens.errors import TvlensError, UnknownNameError
 from tvlens.evaluate import KINDS, evaluate
@@ -35,6 +35,7 @@ from tvlens.options import (
     TasksOption,
 )
 from tvlens.runs import Run
+from tvlens.steps import fitting_ks, ltv_frame
 from tvlens.storage import encode_json, write
 from tvlens.study import StudySettings
 from tvlens.tasks import Task
@@ -48,6 +49,7 @@ app = typer.Typer(
 study_app = typer.Typer(help="The whole study of several tasks.", no_args_is_help=True)
 app.add_typer(study_app, name="study")
 app.add_typer(regression_app, name="regression")
+study_app.command(name="regression")(study_command)
 
 
 def main() -> None:
@@ -143,7 +145,7 @@ def fit(
             ltv = studies.fit(lens, task, run, settings, means, seed)
             ltv.save(run.folder / "vectors" / f"{task.name}-ltv.safetensors")
             histories.append(ltv.history.assign(task=task.name))
-            frames.append(studies.ltv_frame(ltv))
+            frames.append(ltv_frame(ltv))
             ends = {0, int(ltv.history["validation_loss"].argmin()), len(ltv.history) - 1}
             title = f"{task.name}: start, lowest validation loss (which is kept) and end"
             show(ltv.history.iloc[sorted(ends)], title)
@@ -206,7 +208,7 @@ def compare(
     with Run.open(out, "compare", config, data=digests) as run:
         frames, curves = [], []
         for task in shared:
-            ks = studies.fitting_ks(StudySettings().compare_ks, a[task].numel())
+            ks = fitting_ks(StudySettings().compare_ks, a[task].numel())
             table = compare_head_sets(a[task], b[task], ks=ks, names=names)
             show(table, task)
             frames.append(table.assign(task=task)[["task", *table.columns]])

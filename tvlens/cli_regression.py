@@ -1,7 +1,7 @@
 """`tvlens regression`: transformers that learn functions in context."""
 
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, replace
+from itertools import product
 from typing import Annotated, Any
 
 import pandas as pd
@@ -9,14 +9,19 @@ import torch
 import typer
 
 from tvlens import figures
-from tvlens.console import say, show
+from tvlens.console import say, show, with_interval
 from tvlens.errors import UnknownNameError
-from tvlens.models.regression import RegressionTransformer, load_regression, save_regression
-from tvlens.models.shipped import list_shipped, load_shipped
-from tvlens.options import OutOption, SeedOption
+from tvlens.lens import Lens
+from tvlens.loading import BackendKind, load
+from tvlens.models.regression import save_regression
+from tvlens.models.shipped import is_regression, list_shipped, load_shipped, read_regression
+from tvlens.options import BackendOption, OutOption, SeedOption, StepsOption
 from tvlens.progress import progress_bar
+from tvlens.regression_study import RegressionSettings, study_functions
 from tvlens.runs import Run
+from tvlens.tasks.function_task import FunctionTask
 from tvlens.tasks.functions import function_class
+from tvlens.tasks.inputs import SHIFTS
 from tvlens.training import PRESETS, Precision, model_card, preset, train
 
 regression_app = typer.Typer(
@@ -56,7 +61,7 @@ def train_command(
         preset_name, options=options, **{k: v for k, v in changes.items() if v is not None}
     )
     function_class(name, settings.sizes.n_dims, **options)
-    first = None if start is None else _read(start)
+    first = None if start is None else read_regression(start)[0]
     if device is None:
         current = torch.accelerator.current_accelerator(check_available=True)
         device = "cpu" if current is None else current.type
@@ -122,11 +127,108 @@ def _class_and_options(text: str) -> tuple[str, dict[str, int | float]]:
     return name, options
 
 
-def _read(start: str) -> RegressionTransformer:
-    if start in list_shipped():
-        return load_shipped(start)[0]
-    if not Path(start).is_file():
-        raise UnknownNameError(
-            f"--start {start!r}: no such file, and no shipped model ({', '.join(list_shipped())})"
+def study_command(
+    functions: Annotated[
+        str,
+        typer.Option(
+            "--functions",
+            help="Function classes with a shipped model, or model.safetensors files of your own; "
+            "separated by commas.",
+        ),
+    ],
+    out: OutOption,
+    backend: BackendOption = "bridge",
+    seed: SeedOption = 0,
+    steps: StepsOption = None,
+    n_test: Annotated[
+        int, typer.Option(min=2, help="Test prompts of each kind and shift.")
+    ] = RegressionSettings.n_test,
+    shifts: Annotated[
+        str, typer.Option(help="Shifts of the test prompts, separated by commas.")
+    ] = ",".join(SHIFTS),
+    ltv_seeds: Annotated[
+        int, typer.Option(min=1, help="LTVs trained for the comparison of heads.")
+    ] = RegressionSettings.ltv_seeds,
+) -> None:
+    """Mediation, function vectors, LTV, fidelity benchmark and comparison of function classes.
+
+    Writes OUT/results.csv (errors of every method and estimator at every number of points),
+    OUT/heads.csv, OUT/headsets.csv, OUT/vectors, OUT/figures and OUT/manifest.json.
+    """
+    settings = RegressionSettings(
+        seed=seed,
+        n_test=n_test,
+        shifts=tuple(name.strip() for name in shifts.split(",") if name.strip()),
+        ltv_seeds=ltv_seeds,
+    )
+    if steps is not None:
+        settings = replace(settings, ltv=replace(settings.ltv, steps=steps))
+    models, data = read_functions(functions, backend)
+    tasks = [task for _, task in models.values()]
+    for task, shift in product(tasks, settings.shifts):
+        replace(task, shift=shift)  # refuses an unknown shift before the folder is claimed
+    config = {"functions": list(models), "backend": backend, "settings": asdict(settings)}
+    with Run.open(out, "study regression", config, data=data, seeds={"seed": seed}) as run:
+        found = study_functions(models, run, settings, say=say)
+    for name, study in found.items():
+        _show_errors(name, study.results, models[name][1].require_train_points())
+        overlap = study.headsets[study.headsets["measure"].isin(["overlap", "spearman"])]
+        show(overlap[["task", "comparison", "measure", "k", "value", "chance"]], f"{name}: heads")
+    say(f"Tables, vectors, figures and manifest are in {out}")
+
+
+def read_functions(
+    names: str, backend: BackendKind
+) -> tuple[dict[str, tuple[Lens, FunctionTask]], dict[str, str]]:
+    """The models of function classes by name, each with its class as a task, and their digests.
+
+    Args:
+        names: function classes that have a shipped model, shipped models or files, separated by
+            commas.
+        backend: how they are looked at.
+
+    Raises:
+        UnknownNameError: there is no such class, model or file, or none is named.
+    """
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    if not wanted:
+        raise UnknownNameError("--functions names no class; expected names separated by commas")
+    found, digests = {}, {}
+    for name in wanted:
+        shipped = f"{name}-small"
+        source = shipped if shipped in list_shipped() else name
+        if not is_regression(source):
+            classes = [model.removesuffix("-small") for model in list_shipped()]
+            raise UnknownNameError(
+                f"--functions {name!r}: no shipped model has learned this class; expected one of "
+                f"{', '.join(classes)}, or a model.safetensors that `tvlens regression train` wrote"
+            )
+        model, card = read_regression(source)
+        label = name.removesuffix(".safetensors").replace("/", "-").strip("-.")
+        task = FunctionTask.of_card(label, card, model.sizes.n_dims)
+        found[label] = load(source, backend=backend), task
+        digests |= {label: task.digest, f"{label}, weights": model.digest}
+    return found, digests
+
+
+def _show_errors(functions: str, results: pd.DataFrame, train_points: int) -> None:
+    """Errors in distribution: a row per method, a column per number of points worth looking at."""
+    rows = results[
+        (results["functions"] == functions)
+        & (results["shift"] == "none")
+        & (results["metric"] == "squared_error")
+    ]
+    clean = rows[rows["prompt"] == "clean"]
+    last = int(clean["points"].max())
+    asked = [("clean", p) for p in sorted({train_points, (train_points + last) // 2, last})]
+    asked += [("zero", 1), ("shuffled", train_points)]
+    columns: dict[str, Any] = {}
+    for prompt, points in asked:
+        part = rows[(rows["prompt"] == prompt) & (rows["points"] == points)]
+        columns[f"{prompt}, {points}"] = part.set_index("method").apply(
+            lambda row: with_interval(row["value"], row["ci_low"], row["ci_high"], digits=3),
+            axis=1,
         )
-    return load_regression(start)[0]
+    table = pd.DataFrame(columns).reindex(clean["method"].unique()).fillna("")
+    title = f"{functions}: squared error over variance [95% interval], by prompt and points"
+    show(table.rename_axis("method").reset_index(), title)

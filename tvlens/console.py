@@ -45,6 +45,11 @@ def show(frame: pd.DataFrame, title: str | None = None, *, digits: int = 3) -> N
     console.print(table)
 
 
+def with_interval(value: float, low: float, high: float, *, digits: int = 2) -> str:
+    """A number and its interval, such as `0.92 [0.85, 0.97]`."""
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
 def _cell(value: Any, digits: int) -> str:
     if pd.isna(value):
         return ""

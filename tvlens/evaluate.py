@@ -29,8 +29,9 @@ class HasTaskVector(Protocol):
     def task_vector(self) -> Vector: ...
 
 
-Method = Vector | HasTaskVector | Sequence[Vector] | Mapping[PromptKind, Vector] | None
-"""A vector, something that has one, draws to average over, or one vector per prompt kind."""
+Draws = Vector | HasTaskVector | Sequence[Vector] | None
+Method = Draws | Mapping[PromptKind, Draws]
+"""A vector, something that has one, draws to average over, or one of these per prompt kind."""
 
 
 def evaluate(
@@ -169,7 +170,7 @@ def _draws(method: Method, kind: PromptKind, lens: Lens) -> list[Vector]:
     if isinstance(method, TaskVector | HeadMixture):
         return [method]
     if isinstance(method, Mapping):
-        return [method[kind]] if kind in method else []
+        return _draws(method[kind], kind, lens) if kind in method else []
     if isinstance(method, HasTaskVector):
         return [method.task_vector]
     return list(method)

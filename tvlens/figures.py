@@ -37,6 +37,37 @@ _METHODS: dict[str, tuple[str, str, str]] = {
     "random": ("random ω", _SKY, "s"),
     "permuted": ("permuted ω", _PINK, "D"),
 }
+_BARE = ("bare model", "black", "-")
+_VECTORS = {
+    "fv_layer": ("FV, one layer", _ORANGE, "-"),
+    "fv_per_layer": ("FV, per layer", _RED, "-"),
+    "fv_published": ("FV, published proportions", _GREEN, "--"),
+    "ltv": ("LTV, one length", _BLUE, "-"),
+    "ltv_lengths": ("LTV, several lengths", _SKY, "-"),
+    "random": ("random ω", _PINK, ":"),
+    "permuted": ("permuted ω", _GREY, ":"),
+}
+_CURVES: dict[str, dict[str, tuple[str, str, str]]] = {
+    "model and estimators": {
+        "truncation": ("last points only", _BLUE, "-"),
+        "least_squares": ("least squares", _GREEN, "--"),
+        "ridge": ("ridge", _SKY, "--"),
+        "lasso": ("lasso", _PINK, "--"),
+        "nearest_neighbours": ("3-NN", _ORANGE, "--"),
+        "averaging": ("averaging", _GREY, "--"),
+        "tree": ("tree", _RED, "--"),
+        "boosting": ("boosted trees", _RED, ":"),
+        "network": ("MLP", _BLUE, ":"),
+    },
+    "vectors of the class": {
+        **{f"{method}_class": look for method, look in _VECTORS.items()},
+        "bare_dummies": ("bare, with dummies", "black", ":"),
+        "fv_layer_class_dummies": ("FV, one layer, dummies", _ORANGE, ":"),
+        "fv_published_class_dummies": ("FV, published, dummies", _GREEN, ":"),
+        "ltv_class_dummies": ("LTV, dummies", _BLUE, ":"),
+    },
+    "vectors of each prompt": {f"{method}_prompt": look for method, look in _VECTORS.items()},
+}
 _METRICS = {"exact_match": "exact match", "cross_entropy": "cross-entropy (nats)"}
 _PROMPTS = {"zero": "zero-shot prompts", "shuffled": "shuffled-label prompts"}
 _STYLE: Any = {
@@ -55,17 +86,25 @@ _STYLE: Any = {
 
 
 @rc_context(_STYLE)
-def head_maps(aie: ScoreMap, contribution: ScoreMap, *, task: str, k: int = 10) -> Figure:
+def head_maps(
+    aie: ScoreMap,
+    contribution: ScoreMap,
+    *,
+    task: str,
+    k: int = 10,
+    unit: str = "probability",
+) -> Figure:
     """Two maps over layers and heads side by side: causal effect and learned contribution.
 
     In both maps a frame marks the k heads of highest AIE and a dot the k of highest contribution
     (signed: a head that works against the task ranks last), so agreement is a dot in a frame.
 
     Args:
-        aie: average indirect effect of each head, in probability.
+        aie: average indirect effect of each head.
         contribution: signed norm of each head's weighted contribution.
         task: what to call it in the title.
         k: how many heads of each to mark.
+        unit: unit of the effects.
 
     Raises:
         ShapeError: the two maps differ in shape, or have fewer than k heads.
@@ -83,15 +122,15 @@ def head_maps(aie: ScoreMap, contribution: ScoreMap, *, task: str, k: int = 10) 
     figure = Figure(figsize=(0.5 + 2 * width, 1.5 + height), layout="constrained")
     figure.suptitle(task)
     titles = ("Causal mediation (AIE)", "Learnable Task Vector (LTV)")
-    units = ("average indirect effect (probability)", "LTV contribution, signed norm")
+    units = (f"average indirect effect ({unit})", "LTV contribution, signed norm")
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
-    for axes, scores, title, unit in zip(panels, maps, titles, units, strict=True):
+    for axes, scores, title, label in zip(panels, maps, titles, units, strict=True):
         limit = float(scores.abs().max()) or 1.0
         image = axes.imshow(
             scores.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, origin="lower", aspect="auto"
         )
         bar = figure.colorbar(image, ax=axes, location="bottom", aspect=28, pad=0.1 / height)
-        bar.set_label(unit)
+        bar.set_label(label)
         bar.locator = MaxNLocator(5, symmetric=True)
         for layer, head in best[0]:
             corner = head - 0.5, layer - 0.5
@@ -217,6 +256,77 @@ def _icl_bars(axes: Axes, icl: DataFrame, tasks: list[Any]) -> None:
         axes.add_patch(Rectangle(*interval, color=_PALE, lw=0))
         label = "in context (clean prompts)" if number == 0 else None
         axes.plot([row.value] * 2, [y - 0.42, y + 0.42], color="black", lw=1.2, label=label)
+
+
+@rc_context(_STYLE)
+def error_curves(
+    results: DataFrame, *, functions: str, train_points: int | None, shift: str = "none"
+) -> Figure:
+    """Squared error against the number of points: oracles, vectors of the class, of each prompt.
+
+    Lines are means over clean test prompts, bands their 95% intervals. The bare model is in every
+    panel, and a line marks the longest prompts that it was trained on.
+
+    Args:
+        results: columns `functions, shift, prompt, points, method, metric, value, ci_low, ci_high`.
+        functions: which function class to draw.
+        train_points: T_train.
+        shift: which shift to draw.
+
+    Raises:
+        UnknownNameError: a column is missing, or nothing of this class and shift is there.
+    """
+    columns = ("functions", "shift", "prompt", "points", "method", "metric")
+    _require(results, "results", *columns, "value", "ci_low", "ci_high")
+    rows = results[
+        (results["functions"] == functions)
+        & (results["shift"] == shift)
+        & (results["prompt"] == "clean")
+        & (results["metric"] == "squared_error")
+    ]
+    if rows.empty:
+        there = results[["functions", "shift"]].drop_duplicates().to_records(index=False).tolist()
+        raise UnknownNameError(
+            f"results hold no squared_error of {functions!r} under shift {shift!r} on clean "
+            f"prompts; there are {there}"
+        )
+    methods = list(dict.fromkeys(rows["method"]))
+    named = {m for group in _CURVES.values() for m in group}
+    others = {m: (m, _GREY, ":") for m in methods if m not in named}
+    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+    panels = figure.subplots(1, len(_CURVES), sharex=True, sharey=True)
+    for axes, (title, group) in zip(panels, _CURVES.items(), strict=True):
+        shown = {"bare": _BARE} | group | (others if axes is panels[0] else {})
+        for method, (label, colour, dash) in shown.items():
+            part = rows[rows["method"] == method].sort_values("points")
+            # An oracle of no error has no place on a logarithmic axis.
+            part = part[part["value"] > 1e-6]
+            if part.empty:
+                continue
+            low = part["ci_low"].clip(lower=1e-6)
+            axes.fill_between(part["points"], low, part["ci_high"], color=colour, alpha=0.15, lw=0)
+            few = {"marker": "o", "ms": 2.5} if len(part) < 8 else {}
+            width = 1.6 if method == "bare" else 1.1
+            axes.plot(
+                part["points"], part["value"], color=colour, ls=dash, lw=width, label=label, **few
+            )
+        if train_points is not None:
+            axes.axvline(train_points, color=_GREY, lw=0.8, ls=(0, (1, 2)), zorder=0)
+        axes.set(title=title, yscale="log", xlabel="points in the prompt")
+        axes.xaxis.set_major_locator(_whole_numbers(6))
+        axes.grid(axis="y")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=6.5, ncols=2)
+    top = float(rows.loc[rows["method"] == "bare", "value"].max()) * 2.5
+    bottom = float(rows.loc[rows["method"].isin(["bare", "truncation"]), "ci_low"].min()) / 2
+    panels[0].set(ylim=(max(bottom, 1e-5), max(top, 1.5)), xlim=(1, rows["points"].max()))
+    if train_points is not None:
+        text = {"fontsize": 6.5, "color": _GREY, "ha": "right", "va": "top", "rotation": 90}
+        place = panels[0].get_xaxis_transform()
+        panels[0].text(train_points, 0.99, "longest in training ", transform=place, **text)
+    panels[0].set_ylabel("squared error / variance of f(x)")
+    under = "" if shift == "none" else f", shift: {shift}"
+    figure.suptitle(f"{functions}{under}")
+    return figure
 
 
 @rc_context(_STYLE)

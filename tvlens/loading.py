@@ -15,7 +15,7 @@ from tvlens.models.encode import special_prefix
 from tvlens.models.hooked import HookedBackend, hooked_from_huggingface
 from tvlens.models.points import BridgePoints, HookedPoints
 from tvlens.models.regression import RegressionTransformer
-from tvlens.models.shipped import list_shipped, load_shipped
+from tvlens.models.shipped import is_regression, read_regression
 from tvlens.readout import FirstToken, Readout, SquaredError
 from tvlens.selfcheck import choose_engine
 
@@ -38,9 +38,10 @@ def load(
 
     Args:
         model: a bundled model's name (`tvlens models` lists them), that of a shipped regression
-            model (`tvlens regression models`), a folder or Hugging Face name of a causal language
-            model, a Hugging Face model in memory, a RegressionTransformer, or a HookedTransformer
-            or TransformerBridge of your own, which is used as it is.
+            model (`tvlens regression models`), a file of one that tvlens trained, a folder or
+            Hugging Face name of a causal language model, a Hugging Face model in memory, a
+            RegressionTransformer, or a HookedTransformer or TransformerBridge of your own, which is
+            used as it is.
         tokenizer: overrides the model's tokenizer.
         backend: "bridge" (TransformerBridge) or "hooked" (HookedTransformer, transformer-lens 3);
             ignored for a model of your own that is one of the two.
@@ -56,9 +57,9 @@ def load(
     if backend not in ("bridge", "hooked"):
         raise UnknownNameError(f"unknown backend {backend!r}; expected 'bridge' or 'hooked'")
     readout: Readout = FirstToken()
-    if isinstance(model, str) and model in list_shipped():
-        name = name or model
-        model, card = load_shipped(model)
+    if is_regression(model):
+        name = name or Path(model).name.removesuffix(".safetensors")
+        model, card = read_regression(model)
         readout = SquaredError(card["variance"])
     elif isinstance(model, RegressionTransformer):
         readout = SquaredError()

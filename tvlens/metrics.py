@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ Statistic = Callable[..., Any]
 """Maps an array to a number along `axis`, as `numpy.mean` and `numpy.median` do."""
 
 PromptValues = Real[Tensor | np.ndarray, " prompt"] | Bool[Tensor | np.ndarray, " prompt"]
+
+PromptColumns: TypeAlias = Float[Tensor | np.ndarray, " prompt *each"]
 
 # Bound on each scratch array, in elements: 4 Mi of float64 are 32 MiB.
 _MAX_ELEMENTS = 1 << 22
@@ -126,15 +128,15 @@ def bootstrap_mean(
 
 
 def bootstrap_mean_axis(
-    values: Float[Tensor | np.ndarray, "prompt layer head"],
+    values: PromptColumns,
     *,
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
-) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "layer head"], Float[Tensor, "layer head"]]:
-    """Mean, low and high of every head over prompts: `bootstrap_mean` for a whole head map.
+) -> tuple[Float[Tensor, "*each"], Float[Tensor, "*each"], Float[Tensor, "*each"]]:
+    """Mean, low and high over prompts of every column, such as every head of a head map.
 
-    All heads share the resampled prompts, and each gets the interval that `bootstrap_mean` gives
+    All columns share the resampled prompts, and each gets the interval that `bootstrap_mean` gives
     its column. Computed in float64 on the CPU, returned there in the dtype of `values`, at least
     float32. Scratch memory is bounded whatever the number of prompts and heads.
 
@@ -164,6 +166,44 @@ def bootstrap_mean_axis(
     mean = origin + (columns - origin).mean(axis=0)
     mean, low, high = (torch.from_numpy(x.reshape(shape)).to(dtype) for x in (mean, *bounds))
     return mean, low, high
+
+
+def bootstrap_ratio_axis(
+    numerator: PromptColumns,
+    denominator: PromptColumns,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[Float[Tensor, "*each"], Float[Tensor, "*each"], Float[Tensor, "*each"]]:
+    """Ratio of the two means over prompts, with its interval, of every column.
+
+    Numerator and denominator are of the same prompts and are resampled together, so what makes
+    a prompt hard for both does not widen the interval. Seeds as in `bootstrap_mean`.
+
+    Raises:
+        ShapeError: there is no prompt, or the two differ in shape.
+        NumericalError: a value is not finite.
+    """
+    above, below = _finite_values(numerator), _finite_values(denominator)
+    if above.shape != below.shape:
+        raise ShapeError(
+            f"a ratio needs the same prompts above and below, got shapes {list(above.shape)} and "
+            f"{list(below.shape)}; measure both on one set of prompts"
+        )
+    tails = _tails(confidence, resamples)
+    n, shape = len(above), above.shape[1:]
+    both = np.concatenate([above.reshape(n, -1), below.reshape(n, -1)], axis=1)
+    means = np.concatenate(
+        [_counts(index, n) @ both / n for index in _resampled_prompts(n, resamples, seed)]
+    )
+    half = both.shape[1] // 2
+    # Where the denominator is zero the ratio is infinite, and is reported so.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = both[:, :half].mean(axis=0) / both[:, half:].mean(axis=0)
+        low, high = np.quantile(means[:, :half] / means[:, half:], tails, axis=0)
+    value, low, high = (torch.from_numpy(np.reshape(x, shape)) for x in (value, low, high))
+    return value, low, high
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

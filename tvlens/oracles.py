@@ -4,7 +4,7 @@ An `Oracle` sees what the model sees of each prompt: the examples before the que
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -88,6 +88,21 @@ def averaging() -> Oracle:
         return torch.einsum("bd,bd->b", weights, query)
 
     return predict
+
+
+def choose_oracle(
+    candidates: Mapping[str, Oracle],
+    xs: Float[Tensor, "batch example n_dims"],
+    ys: Float[Tensor, "batch example"],
+    query: Float[Tensor, "batch n_dims"],
+    target: Float[Tensor, " batch"],
+) -> str:
+    """The name of the candidate of lowest squared error on these prompts, those of validation."""
+    errors = {
+        name: float((predict(xs, ys, query) - target).square().double().mean())
+        for name, predict in candidates.items()
+    }
+    return min(errors, key=errors.__getitem__)
 
 
 def _fitted(make: Callable[[int], Any]) -> Oracle:

@@ -3,39 +3,36 @@
 Each stage is a step of a run, saved when it is done, so an interrupted study resumes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
-import torch
-from torch import Tensor
 
 from tvlens import figures
 from tvlens.evaluate import KINDS, RESULT_COLUMNS, Method, evaluate
 from tvlens.heads import HeadMeans, mean_head_outputs
-from tvlens.headsets import (
-    compare_head_sets,
-    layer_profile,
-    overlap_curve,
-    split_half,
-    stability,
-)
 from tvlens.lens import Lens
 from tvlens.mediation import IndirectEffects, indirect_effects, mediation_prompts
-from tvlens.methods.fit import FitSettings, fit_ltv
-from tvlens.methods.fv import DEFAULT_KS, DEFAULT_SCALES, choose_function_vectors
+from tvlens.methods.fit import FitSettings
+from tvlens.methods.fv import DEFAULT_KS, DEFAULT_SCALES
 from tvlens.methods.ltv import LearnableTaskVector, permuted_controls, random_controls
-from tvlens.methods.vector import TaskVector
+from tvlens.methods.vector import Vector
 from tvlens.progress import progress_bar
 from tvlens.runs import Run
-from tvlens.tasks.prompts import PromptKind, Prompts
+from tvlens.steps import (
+    compare,
+    function_vector_step,
+    head_frame,
+    ltv_step,
+    overlap_frame,
+    write_head_figures,
+)
+from tvlens.tasks.prompts import PromptKind, Prompts, PromptSet
 from tvlens.tasks.task import Task
 
-HEAD_COLUMNS = ["task", "layer", "head", "aie", "aie_low", "aie_high", "omega", "contribution"]
 CHOICE_KINDS: tuple[PromptKind, ...] = ("zero", "shuffled")
-CURVE_KS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 75, 100)
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ class TaskStudy:
     sweep: pd.DataFrame
     history: pd.DataFrame
     ltvs: list[LearnableTaskVector]
-    function_vectors: dict[str, dict[PromptKind, TaskVector]]
+    function_vectors: dict[str, dict[PromptKind, Vector]]
 
 
 def study_tasks(
@@ -141,17 +138,14 @@ def study_task(lens: Lens, task: Task, run: Run, settings: StudySettings) -> Tas
             )
         },
     )["results"]
-    heads = effects.to_frame(seed=settings.seed).merge(
-        ltv_frame(ltv), on=["task", "layer", "head"], validate="one_to_one"
-    )
     history = pd.concat(
         [made.history.assign(seed=s) for made, s in zip(ltvs, _ltv_seeds(settings), strict=True)]
     )
     return TaskStudy(
         results[RESULT_COLUMNS],
-        heads[HEAD_COLUMNS],
-        compare(task.name, effects, ltvs, settings),
-        _curve(task.name, effects, ltv, settings),
+        head_frame(effects, ltv, seed=settings.seed),
+        compare(task.name, effects, ltvs, ks=settings.compare_ks, seed=settings.seed),
+        overlap_frame(task.name, effects, ltv, seed=settings.seed),
         sweep,
         history,
         ltvs,
@@ -200,72 +194,7 @@ def fit(
     lens: Lens, task: Task, run: Run, settings: StudySettings, means: HeadMeans, seed: int
 ) -> LearnableTaskVector:
     """One trained Learnable Task Vector, as a step of `run` that resumes within training."""
-    checkpoint = run.folder / "checkpoints" / f"{task.name}-ltv-{seed}.safetensors"
-
-    def compute() -> dict[str, Any]:
-        with progress_bar(f"{task.name}: LTV, seed {seed}", settings.ltv.steps) as advance:
-            ltv = fit_ltv(
-                lens,
-                task,
-                means,
-                settings=settings.ltv,
-                seed=seed,
-                checkpoint=checkpoint,
-                progress=advance,
-            )
-        tensors = {name: tensor.detach().cpu() for name, tensor in ltv.state_dict().items()}
-        return {"ltv": tensors, "history": ltv.history}
-
-    saved = run.step(f"{task.name}/ltv-{seed}", compute)
-    checkpoint.unlink(missing_ok=True)
-    ltv = LearnableTaskVector(saved["ltv"]["outputs"], model=lens.name, task=task.name)
-    ltv.load_state_dict(saved["ltv"])
-    ltv.granularity = settings.ltv.granularity
-    ltv.history = saved["history"]
-    return ltv
-
-
-def ltv_frame(ltv: LearnableTaskVector) -> pd.DataFrame:
-    """One row per head: task, layer, head, omega, contribution (signed norm of omega ā)."""
-    n_layer, n_head = ltv.omega.shape
-    index = pd.MultiIndex.from_product([range(n_layer), range(n_head)], names=["layer", "head"])
-    columns = {"omega": ltv.weights.detach(), "contribution": ltv.contributions()}
-    frame = pd.DataFrame({k: x.flatten().tolist() for k, x in columns.items()}, index=index)
-    frame = frame.reset_index()
-    frame.insert(0, "task", ltv.task)
-    return frame
-
-
-def compare(
-    task: str,
-    effects: IndirectEffects,
-    ltvs: list[LearnableTaskVector],
-    settings: StudySettings,
-) -> pd.DataFrame:
-    """Every comparison of head sets on one task.
-
-    Columns: task, comparison, measure, k, value, low, high, chance, p_value. Comparisons: `aie and
-    ltv`; `aie halves`, the agreement of the AIE of random halves of its prompts, which is the
-    ceiling of any other; `ltv seeds`, the agreement of LTVs trained with other seeds.
-    """
-    ltv = ltvs[0]
-    ks = fitting_ks(settings.compare_ks, effects.scores.numel())
-    both = compare_head_sets(effects, ltv, ks=ks, names=("aie", "ltv"))
-    frames = [both.assign(comparison="aie and ltv")]
-    halves = split_half(effects.values, ks, seed=settings.seed)
-    frames.append(halves.assign(comparison="aie halves"))
-    if len(ltvs) > 1:
-        seeds = stability(torch.stack([made.scores for made in ltvs]), ks)
-        frames.append(seeds.assign(comparison="ltv seeds"))
-    # Columns that are empty in one of the frames would warn in concat; reindexing says so.
-    columns = ["task", "comparison", "measure", "k", "value", "low", "high", "chance", "p_value"]
-    rows = [row for frame in frames for row in frame.to_dict("records")]
-    return pd.DataFrame(rows).assign(task=task).reindex(columns=columns).astype({"k": "Int64"})
-
-
-def fitting_ks(ks: Sequence[int], n_heads: int) -> list[int]:
-    """The k of `ks` that a model of so many heads allows; all heads where none does."""
-    return [k for k in ks if k <= n_heads] or [n_heads]
+    return ltv_step(lens, task, run, means, settings.ltv, seed)
 
 
 def _clean_prompts(task: Task, settings: StudySettings) -> Prompts:
@@ -283,48 +212,27 @@ def _function_vectors(
     settings: StudySettings,
     means: HeadMeans,
     effects: IndirectEffects,
-) -> tuple[dict[str, dict[PromptKind, TaskVector]], pd.DataFrame]:
-    names = {"fv_layer": "one_layer", "fv_per_layer": "per_layer"}
-
-    def compute() -> dict[str, Any]:
-        validation = {
+) -> tuple[dict[str, dict[PromptKind, Vector]], pd.DataFrame]:
+    def validation() -> dict[PromptKind, PromptSet]:
+        return {
             kind: task.prompts("validation", shots=settings.shots, seed=settings.seed, kind=kind)
             for kind in CHOICE_KINDS
         }
-        ks = fitting_ks(settings.ks, effects.scores.numel())
-        choice = choose_function_vectors(
-            lens, means, effects, validation, ks=ks, scales=settings.scales
-        )
-        tensors: dict[str, Tensor] = {}
-        notes: dict[str, Any] = {}
-        for name, attribute in names.items():
-            for kind, vector in getattr(choice, attribute).items():
-                tensors[f"{name}.{kind}"] = vector.vectors
-                notes[f"{name}.{kind}"] = {"layers": vector.layers, "origin": vector.origin}
-        return {"vectors": tensors, "notes": notes, "sweep": choice.sweep.assign(task=task.name)}
 
-    saved = run.step(f"{task.name}/function-vectors", compute)
-    vectors: dict[str, dict[PromptKind, TaskVector]] = {name: {} for name in names}
-    for key, note in saved["notes"].items():
-        name, kind = key.split(".")
-        vectors[name][cast(PromptKind, kind)] = TaskVector(
-            saved["vectors"][key], tuple(note["layers"]), lens.name, note["origin"]
-        )
+    vectors, sweep = function_vector_step(
+        lens,
+        task.name,
+        run,
+        means,
+        effects,
+        validation,
+        ks=settings.ks,
+        scales=settings.scales,
+    )
     for chosen in vectors.values():
         # No vector is chosen on clean prompts: they get the one chosen on shuffled prompts.
         chosen["clean"] = chosen["shuffled"]
-    return vectors, saved["sweep"]
-
-
-def _curve(
-    task: str, effects: IndirectEffects, ltv: LearnableTaskVector, settings: StudySettings
-) -> pd.DataFrame:
-    ks = [k for k in CURVE_KS if k <= effects.scores.numel()]
-    curve = overlap_curve(effects, ltv, ks=ks)
-    halves = split_half(effects.values, ks, splits=30, seed=settings.seed)
-    curve["ceiling"] = halves.loc[halves["measure"] == "overlap", "value"].to_numpy()
-    curve.insert(0, "task", task)
-    return curve
+    return vectors, sweep
 
 
 def _write(run: Run, found: Mapping[str, TaskStudy]) -> None:
@@ -332,37 +240,17 @@ def _write(run: Run, found: Mapping[str, TaskStudy]) -> None:
         return pd.concat([getattr(study, name) for study in found.values()], ignore_index=True)
 
     run.write_table("results", joined("results"))
-    heads = joined("heads")
-    run.write_table("heads", heads)
+    run.write_table("heads", joined("heads"))
     run.write_table("headsets", joined("headsets"))
-    run.write_table("overlap_curves", joined("curve"))
+    write_head_figures(run, joined("heads"), joined("curve"), unit="probability")
     run.write_table("fv_sweep", joined("sweep"))
     histories = [study.history.assign(task=name) for name, study in found.items()]
     run.write_table("ltv_history", pd.concat(histories, ignore_index=True))
-    profiles = []
     for name, study in found.items():
-        shape = study.ltvs[0].omega.shape
-        maps = {
-            score: torch.tensor(study.heads[score].to_numpy()).view(shape)
-            for score in ("aie", "contribution")
-        }
-        run.write_figure(
-            f"heads-{name}",
-            figures.head_maps(
-                maps["aie"], maps["contribution"], task=name, k=min(10, maps["aie"].numel())
-            ),
-        )
         first = study.history[study.history["seed"] == study.history["seed"].iloc[0]]
         run.write_figure(f"ltv-training-{name}", figures.training_history(first))
-        for score, scores in maps.items():
-            shares = layer_profile(scores).tolist()
-            profiles += [(name, layer, score, share) for layer, share in enumerate(shares)]
         _save_vectors(run.folder / "vectors", name, study)
-    table = pd.DataFrame(profiles, columns=["task", "layer", "score", "share"])
-    run.write_table("layer_profiles", table)
-    run.write_figure("layer-profiles", figures.layer_profiles(table))
     run.write_figure("methods", figures.method_dots(joined("results")))
-    run.write_figure("overlap", figures.overlap_curve(joined("curve")))
 
 
 def _save_vectors(folder: Path, task: str, study: TaskStudy) -> None:

@@ -93,6 +93,28 @@ def function_mixture(
     return HeadMixture(mix, layers, means.model, origin)
 
 
+def published_mixture(means: HeadMeans, effects: IndirectEffects) -> HeadMixture:
+    """The function vector that Saglam et al. (2025) compare with on regression, by its proportions.
+
+    Their code takes the top 35 of 96 heads and adds a third of their sum at each of layers 6 to 8
+    of 12. Models of other depth get the same share of heads, added in equal parts at the layers of
+    the same relative depth. Nothing of it is chosen on data.
+
+    Args:
+        means: mean head outputs, which say what the model is.
+        effects: indirect effects that rank the heads.
+    """
+    n_layer, n_head = means.outputs.shape[:2]
+    heads = effects.top(max(1, round(35 / 96 * n_layer * n_head)))
+    layers = sorted({min(n_layer - 1, n_layer * layer // 12) for layer in (6, 7, 8)})
+    mix = torch.zeros(n_layer, n_layer, n_head)
+    for to_layer in layers:
+        for head in heads:
+            mix[to_layer][head] = 1 / len(layers)
+    origin = f"function vector of {len(heads)} heads, in equal parts at layers {layers}"
+    return HeadMixture(mix, tuple(layers), means.model, origin)
+
+
 @dataclass(frozen=True)
 class FunctionVectorChoice:
     """Function vectors chosen on the validation split, per prompt kind.

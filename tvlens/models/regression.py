@@ -5,6 +5,7 @@ odd ones a vector whose coordinate 0 is y and whose others are zero. Predictions
 at the position of xᵢ, which sees the points before it.
 """
 
+import hashlib
 import json
 import pickle
 from dataclasses import asdict, dataclass, fields
@@ -83,6 +84,15 @@ class RegressionTransformer(nn.Module):
         self.require_points(xs.shape[1], xs.shape[2])
         residual = self.backbone(inputs_embeds=self.read_in(interleave(xs, ys))).last_hidden_state
         return self.read_out(residual)[:, ::2, 0]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal, of all weights."""
+        found = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            found.update(name.encode())
+            found.update(tensor.detach().cpu().float().numpy().tobytes())
+        return found.hexdigest()
 
     def require_points(self, n_points: int, n_dims: int) -> None:
         """Refuse points that the model has no weights or positions for.

@@ -2,18 +2,18 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Generator
 
 from tvlens.errors import TaskError, UnknownNameError
 from tvlens.tasks.draw import stream
-from tvlens.tasks.functions import FunctionClass
+from tvlens.tasks.functions import FunctionClass, function_class
 from tvlens.tasks.inputs import SHIFTS, Points, Shift, deranged, draw_points, more_points
-from tvlens.tasks.points import PointCurves, PointPrompts
+from tvlens.tasks.points import PointCurves, PointPrompts, no_donors
 from tvlens.tasks.prompts import PromptKind, Split
 
 _PROMPTS = {"train": 1024, "validation": 256, "test": 256}
@@ -42,6 +42,41 @@ class FunctionTask:
                 f"unknown shift {self.shift!r} of task {self.name!r}; expected one of "
                 f"{', '.join(SHIFTS)}"
             )
+
+    @classmethod
+    def of_card(cls, name: str, card: Mapping[str, Any], n_dims: int) -> "FunctionTask":
+        """The task that a regression model was trained on, from its model card.
+
+        Args:
+            name: name in tables.
+            card: what `load_shipped` and `load_regression` give beside the model.
+            n_dims: dimensions of the model.
+
+        Raises:
+            TaskError: the card does not say what the model was trained on.
+        """
+        try:
+            functions, options = card["functions"], card["settings"]["options"]
+            return cls(
+                name,
+                function_class(functions, n_dims, **options),
+                train_points=card["train_points"],
+            )
+        except (KeyError, TypeError) as error:
+            raise TaskError(
+                f"the model card of {name!r} lacks {error}; expected functions, train_points and "
+                "settings with options, as `tvlens regression train` writes them"
+            ) from error
+
+    def require_train_points(self) -> int:
+        """T_train.
+
+        Raises:
+            TaskError: the task does not know it.
+        """
+        if self.train_points is None:
+            raise no_donors(self.name)
+        return self.train_points
 
     @property
     def digest(self) -> str:

@@ -45,6 +45,11 @@ class PointPrompts:
         """Examples before the query."""
         return self.xs.shape[1] - 1 - len(self.dummies)
 
+    @property
+    def points(self) -> tuple[int, ...]:
+        """The one number of points, the query among them, that is asked."""
+        return (self.shots + 1,)
+
     def donors(self) -> "PointPrompts":
         """One clean prompt for each prompt, whose head outputs carry the same function.
 
@@ -55,7 +60,7 @@ class PointPrompts:
             TaskError: the task does not know how many points the model was trained on.
         """
         if self.donor is None:
-            raise _no_donors(self.task)
+            raise no_donors(self.task)
         return self.donor
 
     def with_dummies(self, places: tuple[float, ...]) -> "PointPrompts":
@@ -157,7 +162,7 @@ class PointCurves:
             TaskError: the task does not know how many points the model was trained on.
         """
         if self.train_points is None:
-            raise _no_donors(self.task)
+            raise no_donors(self.task)
         at_most = self.train_points
         return replace(self, points=tuple(min(points, at_most) for points in self.points))
 
@@ -172,7 +177,8 @@ class PointCurves:
         return torch.tensor(self.points) - 1
 
 
-def _no_donors(task: str) -> TaskError:
+def no_donors(task: str) -> TaskError:
+    """What to raise where T_train is needed and not known."""
     return TaskError(
         f"task {task!r} does not say how many points the model was trained on, so its prompts have "
         "no donors to take head outputs from; make it with FunctionTask(..., train_points=N)"

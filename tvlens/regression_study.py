@@ -1,0 +1,451 @@
+"""The whole regression study of one function class: the same heads, vectors and comparison as for
+text, and the fidelity benchmark.
+
+Each stage is a step of a run, saved when it is done, so an interrupted study resumes.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import pandas as pd
+
+from tvlens import figures, oracles
+from tvlens.evaluate import Method
+from tvlens.fidelity import (
+    BARE,
+    Errors,
+    dummy_errors,
+    error_table,
+    method_errors,
+    oracle_errors,
+    prompt_sets,
+    truncation_errors,
+)
+from tvlens.heads import HeadMeans, mean_head_outputs
+from tvlens.lens import Lens
+from tvlens.mediation import IndirectEffects, indirect_effects
+from tvlens.methods.fit import FitSettings
+from tvlens.methods.fv import published_mixture
+from tvlens.methods.ltv import LearnableTaskVector, permuted_controls, random_controls
+from tvlens.methods.vector import Vector
+from tvlens.oracles import Oracle
+from tvlens.runs import Run
+from tvlens.steps import (
+    compare,
+    function_vector_step,
+    head_frame,
+    ltv_step,
+    overlap_frame,
+    write_head_figures,
+)
+from tvlens.tasks.function_task import FunctionTask
+from tvlens.tasks.inputs import SHIFTS
+from tvlens.tasks.points import PointCurves
+from tvlens.tasks.prompts import PromptKind, PromptSet
+
+Unit = Literal["class", "prompt"]
+"""Whose head outputs make a vector: means over the function class, or each prompt's own donor."""
+UNITS: tuple[Unit, ...] = ("class", "prompt")
+_LASSO_ALPHAS = (0.001, 0.01, 0.1, 1.0)
+
+
+@dataclass(frozen=True)
+class RegressionSettings:
+    """What a regression study does to each function class.
+
+    Attributes:
+        seed: seed of every draw.
+        n_means: clean prompts of T_train points that head means are taken over.
+        n_mediation: prompts of each causal mediation.
+        n_test: test prompts of each kind and shift.
+        n_oracle: how many of them the estimators are fitted to.
+        n_slow: how many of them those that take long are (boosting, network).
+        reach: longest prompts, as a multiple of T_train, if the model has so many positions.
+        n_lengths: lengths past T_train that vectors are trained and chosen on, if on several.
+        ltv: how Learnable Task Vectors are trained; kinds, shots and whose outputs are filled in.
+        ltv_seeds: how many are trained for the comparison, with seeds seed, seed + 1, …
+        ks: numbers of heads tried for function vectors.
+        scales: scales tried for function vectors.
+        control_draws: random and permuted weights drawn.
+        compare_ks: sizes of the head sets compared.
+        shifts: how test prompts differ from those of training.
+    """
+
+    seed: int = 0
+    n_means: int = 1024
+    n_mediation: int = 256
+    n_test: int = 512
+    n_oracle: int = 128
+    n_slow: int = 32
+    reach: float = 2.5
+    n_lengths: int = 5
+    ltv: FitSettings = field(
+        default_factory=lambda: FitSettings(
+            learning_rate=0.1,
+            steps=300,
+            batch_size=256,
+            n_prompts=512,
+            evaluate_every=20,
+            patience=None,
+        )
+    )
+    ltv_seeds: int = 2
+    ks: tuple[int, ...] = (2, 4, 9)
+    scales: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
+    control_draws: int = 3
+    compare_ks: tuple[int, ...] = (3, 5, 10)
+    shifts: tuple[str, ...] = tuple(SHIFTS)
+
+
+@dataclass(frozen=True)
+class View:
+    """One way of asking which heads matter: whose outputs, and on which prompts.
+
+    Attributes:
+        unit: whose head outputs are patched in and weighed.
+        prompts: "long", clean prompts past T_train, as the paper trains on; or "untold", zero-shot
+            and label-shuffled prompts, as the text study does. Mediation patches long prompts for
+            the first and shuffled ones for the second.
+    """
+
+    unit: Unit
+    prompts: Literal["long", "untold"]
+
+    def name(self, functions: str) -> str:
+        """The name in tables of heads, such as `linear-prompt-untold`."""
+        return f"{functions}-{self.unit}-{self.prompts}"
+
+
+VIEWS = tuple(View(unit, prompts) for prompts in ("long", "untold") for unit in UNITS)
+
+
+@dataclass(frozen=True)
+class FunctionStudy:
+    """What a study found on one function class: tidy tables and the vectors behind them."""
+
+    results: pd.DataFrame
+    heads: pd.DataFrame
+    headsets: pd.DataFrame
+    curve: pd.DataFrame
+    sweep: pd.DataFrame
+    history: pd.DataFrame
+    ltvs: dict[str, LearnableTaskVector]
+    function_vectors: dict[str, dict[PromptKind, Vector]]
+
+
+def study_functions(
+    models: Mapping[str, tuple[Lens, FunctionTask]],
+    run: Run,
+    settings: RegressionSettings,
+    *,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, FunctionStudy]:
+    """The study of every function class, with the run folder's tables, vectors and figures written.
+
+    Args:
+        models: the model of each class and the class as a task that knows its T_train, by name.
+        run: where steps and results are kept.
+        settings: what is done.
+        say: called with a line of text when something begins.
+
+    Returns:
+        What was found, by name. The run folder holds it as `results`, `heads`, `headsets`,
+        `overlap_curves`, `fv_sweep`, `ltv_history` and `layer_profiles` (CSV and Parquet), figures,
+        and vectors.
+    """
+    found = {}
+    for name, (lens, task) in models.items():
+        say(f"{name}: {lens!r}, trained on up to {task.train_points} points")
+        found[name] = study_function(lens, task, run, settings)
+    _write(run, found, models)
+    return found
+
+
+def study_function(
+    lens: Lens, task: FunctionTask, run: Run, settings: RegressionSettings
+) -> FunctionStudy:
+    """The study of one function class, its stages kept as steps of `run`."""
+    plan = Plan(lens, task, settings)
+    means = plan.head_means(run)
+    effects = {view: plan.mediate(run, means, view) for view in VIEWS}
+    vectors: dict[str, dict[PromptKind, Vector]] = {}
+    sweeps = []
+    for unit in UNITS:
+        chosen, sweep = plan.function_vectors(run, means, effects[View(unit, "untold")], unit)
+        vectors |= {f"{method}_{unit}": kinds for method, kinds in chosen.items()}
+        sweeps.append(sweep.assign(unit=unit))
+    ltvs, extra = plan.train(run, means)
+    methods = plan.methods(means, effects[View("class", "untold")], vectors, ltvs)
+    results = plan.fidelity(run, methods)
+    names = {view: view.name(task.name) for view in VIEWS}
+    seed, ks = settings.seed, settings.compare_ks
+    heads = [
+        head_frame(effects[v], ltvs[v.name("ltv")], seed=seed).assign(task=names[v]) for v in VIEWS
+    ]
+    headsets = [
+        compare(names[v], effects[v], [ltvs[v.name("ltv")], *extra[v]], ks=ks, seed=seed)
+        for v in VIEWS
+    ]
+    curves = [overlap_frame(names[v], effects[v], ltvs[v.name("ltv")], seed=seed) for v in VIEWS]
+    history = [ltv.history.assign(vector=name) for name, ltv in ltvs.items()]
+    return FunctionStudy(
+        results,
+        pd.concat(heads, ignore_index=True),
+        pd.concat(headsets, ignore_index=True),
+        pd.concat(curves, ignore_index=True),
+        pd.concat(sweeps, ignore_index=True),
+        pd.concat(history, ignore_index=True).assign(task=task.name),
+        ltvs,
+        vectors,
+    )
+
+
+class Plan:
+    """The stages of the study of one function class."""
+
+    def __init__(self, lens: Lens, task: FunctionTask, settings: RegressionSettings) -> None:
+        """Settles the numbers of points that are trained on, chosen on and tested at.
+
+        Raises:
+            TaskError: the task does not know its T_train.
+        """
+        task.require_train_points()
+        self.lens, self.task, self.settings = lens, task, settings
+        self.trained = task.require_train_points()
+        positions = (lens.backend.n_ctx or 0) // 2
+        self.longest = max(self.trained, min(positions, round(settings.reach * self.trained) + 1))
+        self.points = tuple(range(1, self.longest + 1))
+        step = max(1, (self.longest - self.trained) // settings.n_lengths)
+        self.lengths = tuple(range(self.longest, self.trained, -step))[: settings.n_lengths][::-1]
+        self.lengths = self.lengths or (self.longest,)
+
+    def head_means(self, run: Run) -> HeadMeans:
+        """Mean head outputs over clean prompts of T_train points."""
+        s = self.settings
+
+        def compute() -> dict[str, Any]:
+            shots = self.trained - 1
+            clean = self.task.prompts("train", shots=shots, n=s.n_means, seed=s.seed)
+            means = mean_head_outputs(self.lens, clean)
+            return {"means": {"z": means.z, "variance": means.variance, "outputs": means.outputs}}
+
+        saved = run.step(f"{self.task.name}/means", compute)["means"]
+        kept = tuple(range(s.n_means))
+        return HeadMeans(**saved, kept=kept, offered=s.n_means, model=self.lens.name)
+
+    def mediate(self, run: Run, means: HeadMeans, view: View) -> IndirectEffects:
+        """Indirect effects of all heads on the prompts of this view."""
+        s = self.settings
+
+        def compute() -> dict[str, Any]:
+            untold = view.prompts == "untold"
+            prompts = self.task.prompts(
+                "train",
+                shots=(self.trained if untold else self.longest) - 1,
+                n=s.n_mediation,
+                seed=s.seed,
+                kind="shuffled" if untold else "clean",
+            )
+            effects = indirect_effects(self.lens, prompts, means if view.unit == "class" else None)
+            return {"effects": {"values": effects.values, "baseline": effects.baseline}}
+
+        step = view.name(f"{self.task.name}/mediation")
+        saved = run.step(step, compute)["effects"]
+        return IndirectEffects(
+            **saved,
+            task=self.task.name,
+            model=self.lens.name,
+            score_name=self.lens.readout.score_name,
+        )
+
+    def function_vectors(
+        self, run: Run, means: HeadMeans, effects: IndirectEffects, unit: Unit
+    ) -> tuple[dict[str, dict[PromptKind, Vector]], pd.DataFrame]:
+        """Function vectors for each kind of prompt, those for clean ones chosen past T_train."""
+        s = self.settings
+
+        def validation() -> dict[PromptKind, PromptSet]:
+            shots = self.trained - 1
+            return {
+                "clean": self.task.curves("validation", points=self.lengths, seed=s.seed),
+                "zero": self.task.prompts("validation", shots=shots, seed=s.seed, kind="zero"),
+                "shuffled": self.task.prompts(
+                    "validation", shots=shots, seed=s.seed, kind="shuffled"
+                ),
+            }
+
+        return function_vector_step(
+            self.lens,
+            self.task.name,
+            run,
+            means,
+            effects,
+            validation,
+            ks=s.ks,
+            scales=s.scales,
+            per_prompt=unit == "prompt",
+            name=f"function-vectors-{unit}",
+        )
+
+    def train(
+        self, run: Run, means: HeadMeans
+    ) -> tuple[dict[str, LearnableTaskVector], dict[View, list[LearnableTaskVector]]]:
+        """Every trained vector by name, and for each view those of further seeds."""
+        s = self.settings
+        longest = self.longest - 1
+        ltvs: dict[str, LearnableTaskVector] = {}
+        extra: dict[View, list[LearnableTaskVector]] = {}
+
+        def made(name: str, fit: FitSettings, seed: int) -> LearnableTaskVector:
+            return ltv_step(self.lens, self.task, run, means, fit, seed, name)
+
+        for view in VIEWS:
+            own = replace(s.ltv, per_prompt=view.unit == "prompt")
+            fit = (
+                replace(own, kinds=("clean",), shots=longest)
+                if view.prompts == "long"
+                else replace(own, kinds=("zero", "shuffled"), shots=self.trained - 1)
+            )
+            name = view.name("ltv")
+            ltvs[name] = made(name, fit, s.seed)
+            extra[view] = [made(name, fit, s.seed + i) for i in range(1, s.ltv_seeds)]
+            if view.prompts == "long":
+                name = f"ltv-{view.unit}-lengths"
+                # As many prompts in all as at one length.
+                each = max(1, own.n_prompts // len(self.lengths))
+                shots = tuple(points - 1 for points in self.lengths)
+                several = replace(own, kinds=("clean",), shots=shots, n_prompts=each)
+                ltvs[name] = made(name, several, s.seed)
+        return ltvs, extra
+
+    def methods(
+        self,
+        means: HeadMeans,
+        effects: IndirectEffects,
+        function_vectors: Mapping[str, Mapping[PromptKind, Vector]],
+        ltvs: Mapping[str, LearnableTaskVector],
+    ) -> dict[str, Method]:
+        """Everything that is tested, by its name in `results.csv`."""
+        s = self.settings
+        published = published_mixture(means, effects).of_means(means)
+        methods: dict[str, Method] = {**function_vectors, "fv_published_class": published}
+        for unit in UNITS:
+            long, untold = (ltvs[View(unit, p).name("ltv")] for p in ("long", "untold"))
+            methods[f"ltv_{unit}"] = {
+                "clean": long.task_vector,
+                "zero": untold.task_vector,
+                "shuffled": untold.task_vector,
+            }
+            methods[f"ltv_lengths_{unit}"] = {"clean": ltvs[f"ltv-{unit}-lengths"].task_vector}
+            for name, draw in (("random", random_controls), ("permuted", permuted_controls)):
+                controls = {
+                    "clean": draw(long, n=s.control_draws, seed=s.seed),
+                    "zero": draw(untold, n=s.control_draws, seed=s.seed),
+                }
+                methods[f"{name}_{unit}"] = {**controls, "shuffled": controls["zero"]}
+        return methods
+
+    def fidelity(self, run: Run, methods: Mapping[str, Method]) -> pd.DataFrame:
+        """Errors of everything on test prompts of every kind and shift: rows of `results.csv`."""
+        frames = []
+        for shift in self.settings.shifts:
+            kinds: tuple[PromptKind, ...] = (
+                ("clean", "zero", "shuffled") if shift == "none" else ("clean",)
+            )
+            for kind in kinds:
+
+                def compute(shift: str = shift, kind: PromptKind = kind) -> dict[str, Any]:
+                    return {"results": self._errors(methods, shift, kind)}
+
+                name = f"{self.task.name}/fidelity-{shift}-{kind}"
+                frames.append(run.step(name, compute)["results"])
+        return pd.concat(frames, ignore_index=True)
+
+    def _errors(self, methods: Mapping[str, Method], shift: str, kind: PromptKind) -> pd.DataFrame:
+        s, lens = self.settings, self.lens
+        task = replace(self.task, shift=shift)
+        sets = prompt_sets(task, "test", kind=kind, points=self.points, n=s.n_test, seed=s.seed)
+        errors = method_errors(lens, sets, methods, kind=kind)
+        (first, *_) = sets
+        if isinstance(first, PointCurves):
+            errors["truncation"] = truncation_errors(lens, first, self.trained, errors[BARE])
+            if shift == "none":
+                errors |= self._with_dummies(first, methods)
+        if kind == "clean":
+            slow = shift == "none"
+            errors |= self._oracles(sets, slow=slow)
+        return error_table(errors, functions=self.task.name, shift=shift, prompt=kind, seed=s.seed)
+
+    def _with_dummies(
+        self, curves: PointCurves, methods: Mapping[str, Method]
+    ) -> dict[str, Errors]:
+        """Dummy pairs at the lengths that leave positions for them."""
+        room = (self.lens.backend.n_ctx or 0) // 2 - 5
+        points = sorted({p for p in (self.trained, *self.lengths) if p <= room} | {room})
+        chosen = replace(curves, points=tuple(p for p in points if 6 <= p <= self.longest))
+        if not chosen.points:
+            return {}
+        names = ("fv_layer_class", "fv_published_class", "ltv_class")
+        return dummy_errors(self.lens, chosen, {name: methods[name] for name in names})
+
+    def _oracles(self, sets: list[Any], *, slow: bool) -> dict[str, Errors]:
+        s = self.settings
+        variance = self.task.functions.variance
+        chosen: dict[str, tuple[Oracle, int]] = {
+            "least_squares": (oracles.least_squares(), s.n_oracle),
+            "ridge": (oracles.ridge(1.0), s.n_oracle),
+            "lasso": (self._lasso(), s.n_oracle),
+            "nearest_neighbours": (oracles.nearest_neighbours(), s.n_oracle),
+            "averaging": (oracles.averaging(), s.n_test),
+            "tree": (oracles.decision_tree(), s.n_oracle),
+        }
+        found = {
+            name: oracle_errors(sets, oracle, variance, n) for name, (oracle, n) in chosen.items()
+        }
+        if slow:
+            few = replace(sets[0], points=tuple(sorted({self.trained, *self.lengths})))
+            for name, oracle in (
+                ("boosting", oracles.boosting()),
+                ("network", oracles.network()),
+            ):
+                found[name] = oracle_errors([few], oracle, variance, s.n_slow)
+        return found
+
+    def _lasso(self) -> Oracle:
+        """Lasso with the penalty that is best on validation prompts of T_train points."""
+        prompts = self.task.prompts(
+            "validation", shots=self.trained - 1, n=self.settings.n_oracle, seed=self.settings.seed
+        )
+        candidates = {str(alpha): oracles.lasso(alpha) for alpha in _LASSO_ALPHAS}
+        best = oracles.choose_oracle(
+            candidates, prompts.xs[:, :-1], prompts.ys[:, :-1], prompts.xs[:, -1], prompts.target
+        )
+        return candidates[best]
+
+
+def _write(
+    run: Run,
+    found: Mapping[str, FunctionStudy],
+    models: Mapping[str, tuple[Lens, FunctionTask]],
+) -> None:
+    def joined(name: str) -> pd.DataFrame:
+        return pd.concat([getattr(study, name) for study in found.values()], ignore_index=True)
+
+    for table in ("results", "heads", "headsets"):
+        run.write_table(table, joined(table))
+    run.write_table("fv_sweep", joined("sweep"))
+    run.write_table("ltv_history", joined("history"))
+    units = {lens.readout.score_name for lens, _ in models.values()}
+    write_head_figures(run, joined("heads"), joined("curve"), unit=" / ".join(sorted(units)))
+    for name, study in found.items():
+        train_points = models[name][1].train_points
+        run.write_figure(
+            f"fidelity-{name}",
+            figures.error_curves(study.results, functions=name, train_points=train_points),
+        )
+        for ltv_name, ltv in study.ltvs.items():
+            ltv.save(run.folder / "vectors" / f"{name}-{ltv_name}.safetensors")
+        for method, kinds in study.function_vectors.items():
+            for kind, vector in kinds.items():
+                vector.save(run.folder / "vectors" / f"{name}-{method}-{kind}.safetensors")
