@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, replace
 from itertools import product
+from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
@@ -9,6 +10,7 @@ import torch
 import typer
 
 from tvlens import figures
+from tvlens.bench_curves import CurveBenchSettings, bench_curves
 from tvlens.console import say, show, with_interval
 from tvlens.errors import UnknownNameError
 from tvlens.lens import Lens
@@ -95,6 +97,16 @@ def train_command(
         )
     show(history.iloc[sorted({0, len(history) - 1})], f"{name}: start and end")
     say(f"Wrote {out / 'model.safetensors'}")
+
+
+@regression_app.command(name="bench")
+def bench_command(out: OutOption = Path("runs/bench-curves"), seed: SeedOption = 0) -> None:
+    """Error curves by replay against a loop over the number of points; writes OUT/bench.csv."""
+    settings = CurveBenchSettings(seed=seed)
+    with Run.open(out, "regression bench", asdict(settings), seeds={"seed": seed}) as run:
+        found = bench_curves(settings)
+        run.write_table("bench", pd.DataFrame([found]))
+    show(pd.DataFrame(found.items(), columns=["figure", "value"]), digits=4)
 
 
 @regression_app.command(name="models")
@@ -193,7 +205,8 @@ def read_functions(
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     if not wanted:
         raise UnknownNameError("--functions names no class; expected names separated by commas")
-    found, digests = {}, {}
+    found: dict[str, tuple[Lens, FunctionTask]] = {}
+    digests: dict[str, str] = {}
     for name in wanted:
         shipped = f"{name}-small"
         source = shipped if shipped in list_shipped() else name

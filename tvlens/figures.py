@@ -41,7 +41,7 @@ _BARE = ("bare model", "black", "-")
 _VECTORS = {
     "fv_layer": ("FV, one layer", _ORANGE, "-"),
     "fv_per_layer": ("FV, per layer", _RED, "-"),
-    "fv_published": ("FV, published proportions", _GREEN, "--"),
+    "fv_published": ("FV, published", _GREEN, "--"),
     "ltv": ("LTV, one length", _BLUE, "-"),
     "ltv_lengths": ("LTV, several lengths", _SKY, "-"),
     "random": ("random ω", _PINK, ":"),
@@ -61,9 +61,9 @@ _CURVES: dict[str, dict[str, tuple[str, str, str]]] = {
     },
     "vectors of the class": {
         **{f"{method}_class": look for method, look in _VECTORS.items()},
-        "bare_dummies": ("bare, with dummies", "black", ":"),
-        "fv_layer_class_dummies": ("FV, one layer, dummies", _ORANGE, ":"),
-        "fv_published_class_dummies": ("FV, published, dummies", _GREEN, ":"),
+        "bare_dummies": ("bare, dummies", "black", ":"),
+        "fv_layer_class_dummies": ("FV, dummies", _ORANGE, ":"),
+        "fv_published_class_dummies": ("published, dummies", _GREEN, ":"),
         "ltv_class_dummies": ("LTV, dummies", _BLUE, ":"),
     },
     "vectors of each prompt": {f"{method}_prompt": look for method, look in _VECTORS.items()},
@@ -290,43 +290,48 @@ def error_curves(
             f"results hold no squared_error of {functions!r} under shift {shift!r} on clean "
             f"prompts; there are {there}"
         )
-    methods = list(dict.fromkeys(rows["method"]))
-    named = {m for group in _CURVES.values() for m in group}
-    others = {m: (m, _GREY, ":") for m in methods if m not in named}
-    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+    known = {"bare"}.union(*_CURVES.values())
+    others = {m: (m, _GREY, ":") for m in rows["method"].unique() if m not in known}
+    figure = Figure(figsize=(7.2, 3.8))
+    figure.subplots_adjust(left=0.075, right=0.99, top=0.87, bottom=0.4, wspace=0.08)
     panels = figure.subplots(1, len(_CURVES), sharex=True, sharey=True)
     for axes, (title, group) in zip(panels, _CURVES.items(), strict=True):
         shown = {"bare": _BARE} | group | (others if axes is panels[0] else {})
-        for method, (label, colour, dash) in shown.items():
-            part = rows[rows["method"] == method].sort_values("points")
-            # An oracle of no error has no place on a logarithmic axis.
-            part = part[part["value"] > 1e-6]
-            if part.empty:
-                continue
-            low = part["ci_low"].clip(lower=1e-6)
-            axes.fill_between(part["points"], low, part["ci_high"], color=colour, alpha=0.15, lw=0)
-            few = {"marker": "o", "ms": 2.5} if len(part) < 8 else {}
-            width = 1.6 if method == "bare" else 1.1
-            axes.plot(
-                part["points"], part["value"], color=colour, ls=dash, lw=width, label=label, **few
-            )
+        for method, look in shown.items():
+            _curve(axes, rows[rows["method"] == method], look)
         if train_points is not None:
-            axes.axvline(train_points, color=_GREY, lw=0.8, ls=(0, (1, 2)), zorder=0)
+            label = "longest in training"
+            axes.axvline(train_points, color=_GREY, lw=0.8, ls=(0, (1, 2)), zorder=0, label=label)
         axes.set(title=title, yscale="log", xlabel="points in the prompt")
         axes.xaxis.set_major_locator(_whole_numbers(6))
         axes.grid(axis="y")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=6.5, ncols=2)
-    top = float(rows.loc[rows["method"] == "bare", "value"].max()) * 2.5
-    bottom = float(rows.loc[rows["method"].isin(["bare", "truncation"]), "ci_low"].min()) / 2
-    panels[0].set(ylim=(max(bottom, 1e-5), max(top, 1.5)), xlim=(1, rows["points"].max()))
-    if train_points is not None:
-        text = {"fontsize": 6.5, "color": _GREY, "ha": "right", "va": "top", "rotation": 90}
-        place = panels[0].get_xaxis_transform()
-        panels[0].text(train_points, 0.99, "longest in training ", transform=place, **text)
+        axes.legend(
+            loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=6, ncols=2, columnspacing=0.8
+        )
+    top = float(rows.loc[rows["method"] == "bare", "value"].max())
+    bottom = float(rows.loc[rows["method"].isin(["bare", "truncation"]), "ci_low"].min())
+    last = max(2, int(rows["points"].max()))
+    panels[0].set(ylim=(max(bottom / 2, 1e-5), max(top * 2.5, 1.5)), xlim=(1, last))
     panels[0].set_ylabel("squared error / variance of f(x)")
     under = "" if shift == "none" else f", shift: {shift}"
     figure.suptitle(f"{functions}{under}")
     return figure
+
+
+def _curve(axes: Axes, part: DataFrame, look: tuple[str, str, str]) -> None:
+    """One method's means and intervals; nothing where there are none."""
+    # An estimator that makes no error has no place on a logarithmic axis.
+    part = part[part["value"] > 1e-6].sort_values("points")
+    if part.empty:
+        return
+    label, colour, dash = look
+    low = part["ci_low"].clip(lower=1e-6)
+    axes.fill_between(part["points"], low, part["ci_high"], color=colour, alpha=0.12, lw=0)
+    (line,) = axes.plot(part["points"], part["value"], color=colour, ls=dash, lw=1.1, label=label)
+    if look is _BARE:
+        line.set(lw=1.6)
+    if len(part) < 8:
+        line.set(marker="o", ms=2.5)
 
 
 @rc_context(_STYLE)

@@ -150,7 +150,11 @@ class WholePassEngine(Engine[WholePrompts]):
         return WholePrompts(batch, torch.cat([reading.heads for reading in readings]))
 
     def run(self, reading: WholePrompts, edit: Edit) -> Float[Tensor, "batch variant d_vocab"]:
-        batch, n = reading.batch, edit.n_variant
+        return self.run_batch(reading.batch, edit)
+
+    def run_batch(self, batch: Batch, edit: Edit) -> Float[Tensor, "batch variant d_vocab"]:
+        """As `run`, of prompts that were not read: their unedited heads are not asked for."""
+        n = edit.n_variant
         inputs = batch.inputs.repeat_interleave(n, dim=0)
         mask = batch.mask.repeat_interleave(n, dim=0)
         with intervene(self.backend, edit, batch.sites):

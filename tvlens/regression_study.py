@@ -82,11 +82,11 @@ class RegressionSettings:
     n_lengths: int = 5
     ltv: FitSettings = field(
         default_factory=lambda: FitSettings(
-            learning_rate=0.1,
-            steps=300,
-            batch_size=256,
+            learning_rate=0.3,
+            steps=150,
+            batch_size=128,
             n_prompts=512,
-            evaluate_every=20,
+            evaluate_every=15,
             patience=None,
         )
     )
@@ -339,11 +339,12 @@ class Plan:
             }
             methods[f"ltv_lengths_{unit}"] = {"clean": ltvs[f"ltv-{unit}-lengths"].task_vector}
             for name, draw in (("random", random_controls), ("permuted", permuted_controls)):
-                controls = {
+                of_untold = draw(untold, n=s.control_draws, seed=s.seed)
+                methods[f"{name}_{unit}"] = {
                     "clean": draw(long, n=s.control_draws, seed=s.seed),
-                    "zero": draw(untold, n=s.control_draws, seed=s.seed),
+                    "zero": of_untold,
+                    "shuffled": of_untold,
                 }
-                methods[f"{name}_{unit}"] = {**controls, "shuffled": controls["zero"]}
         return methods
 
     def fidelity(self, run: Run, methods: Mapping[str, Method]) -> pd.DataFrame:
