@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from tvlens import figures, oracles
+from tvlens import figures_regression, oracles
 from tvlens.evaluate import Method
 from tvlens.fidelity import (
     BARE,
@@ -443,7 +443,9 @@ def _write(
         train_points = models[name][1].train_points
         run.write_figure(
             f"fidelity-{name}",
-            figures.error_curves(study.results, functions=name, train_points=train_points),
+            figures_regression.error_curves(
+                study.results, functions=name, train_points=train_points
+            ),
         )
         for ltv_name, ltv in study.ltvs.items():
             ltv.save(run.folder / "vectors" / f"{name}-{ltv_name}.safetensors")
