@@ -1,8 +1,8 @@
 """DataFrames and score maps to matplotlib figures, in one style fit for print.
 
 Every function returns a `matplotlib.figure.Figure` that belongs to no window and no global state:
-show it in a notebook, or save it with `Run.write_figure`. Colours are the Okabe-Ito palette, which
-colour-blind readers can tell apart; marker and line shapes repeat what the colours say.
+show it in a notebook, or save it with `Run.write_figure`. Marker and line shapes repeat what the
+colours say.
 """
 
 import itertools

@@ -83,10 +83,11 @@ class RegressionSettings:
     ltv: FitSettings = field(
         default_factory=lambda: FitSettings(
             learning_rate=0.3,
-            steps=150,
+            steps=200,
             batch_size=128,
-            n_prompts=512,
-            evaluate_every=15,
+            n_prompts=2048,
+            n_validation=1024,
+            evaluate_every=20,
             patience=None,
         )
     )

@@ -1,4 +1,4 @@
-"""The look of all figures: one style fit for print, colours that colour-blind readers can tell apart."""
+"""The look of all figures: one style fit for print, colours for colour-blind readers too."""
 
 from typing import Any
 
