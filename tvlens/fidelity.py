@@ -57,6 +57,10 @@ class Errors:
         columns = [self.points.index(p) for p in points]
         return Errors(tuple(points), self.values[:, columns])
 
+    def mean(self) -> "Errors":
+        """The mean over all numbers of points, filed under the largest."""
+        return Errors((max(self.points),), self.values.mean(dim=1, keepdim=True))
+
 
 def prompt_sets(
     task: FunctionTask,
@@ -180,37 +184,47 @@ def oracle_errors(
 
 
 def error_table(
-    errors: Mapping[str, Errors], *, functions: str, shift: str, prompt: PromptKind, seed: int
+    errors: Mapping[str, Errors],
+    *,
+    functions: str,
+    shift: str,
+    prompt: PromptKind,
+    train_points: int,
+    seed: int,
 ) -> pd.DataFrame:
     """Errors as rows of `results.csv`: means with 95% bootstrap intervals over prompts.
 
     Metrics: `squared_error`, over the variance of f(x) in training; `gain`, the bare model's error
-    over the method's on the same prompts, resampled in pairs: above 1 the method helps.
+    over the method's on the same prompts, resampled in pairs: above 1 the method helps; and
+    `squared_error_past` and `gain_past`, the same of the mean over all numbers of points from
+    T_train + 1 to `points`.
 
     Args:
         errors: errors by method; `bare` must be among them, of as many prompts or more.
         functions: name of the function class.
         shift: how prompts differ from those of training.
         prompt: kind of prompts.
+        train_points: T_train.
         seed: seed of the bootstrap.
     """
     frames = []
     for method, found in errors.items():
-        bare = errors[BARE].at(found.points) if _covers(errors[BARE], found) else None
-        metrics = {"squared_error": bootstrap_mean_axis(found.values, seed=seed)}
-        if bare is not None and method != BARE:
-            paired = bare.values[: len(found.values)]
-            metrics["gain"] = bootstrap_ratio_axis(paired, found.values, seed=seed)
-        for metric, (value, low, high) in metrics.items():
-            numbers = {"value": value, "ci_low": low, "ci_high": high}
-            frame = pd.DataFrame({key: x.double().numpy() for key, x in numbers.items()})
-            frames.append(
-                frame.assign(points=found.points, method=method, metric=metric, n=len(found.values))
-            )
+        bare = errors[BARE].at([p for p in found.points if p in errors[BARE].points])
+        asked = {"": found}
+        past = [p for p in found.points if p > train_points]
+        if past == [p for p in bare.points if p > train_points] and len(past) > 1:
+            asked["_past"] = found.at(past).mean()
+        for suffix, own in asked.items():
+            other = bare if not suffix else bare.at(past).mean()
+            metrics = {"squared_error": bootstrap_mean_axis(own.values, seed=seed)}
+            if method != BARE and other.points == own.points:
+                paired = other.values[: len(own.values)]
+                metrics["gain"] = bootstrap_ratio_axis(paired, own.values, seed=seed)
+            for metric, (value, low, high) in metrics.items():
+                numbers = {"value": value, "ci_low": low, "ci_high": high}
+                frame = pd.DataFrame({key: x.double().numpy() for key, x in numbers.items()})
+                kept = {"points": own.points, "method": method, "metric": metric + suffix}
+                frames.append(frame.assign(**kept, n=len(own.values)))
     table = pd.concat(frames, ignore_index=True)
     table = table.assign(functions=functions, shift=shift, prompt=prompt)
     return table[FIDELITY_COLUMNS]
-
-
-def _covers(bare: Errors, other: Errors) -> bool:
-    return set(other.points) <= set(bare.points)

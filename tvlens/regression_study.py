@@ -377,7 +377,14 @@ class Plan:
         if kind == "clean":
             slow = shift == "none"
             errors |= self._oracles(sets, slow=slow)
-        return error_table(errors, functions=self.task.name, shift=shift, prompt=kind, seed=s.seed)
+        return error_table(
+            errors,
+            functions=self.task.name,
+            shift=shift,
+            prompt=kind,
+            train_points=self.trained,
+            seed=s.seed,
+        )
 
     def _with_dummies(
         self, curves: PointCurves, methods: Mapping[str, Method]

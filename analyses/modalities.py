@@ -1,0 +1,111 @@
+"""Text and regression side by side: how far the two head sets agree, and how they are spread.
+
+    python analyses/modalities.py --text runs/text --regression runs/regression --out runs/both
+
+Reads heads.csv and headsets.csv of both run folders. Writes modalities.{csv,md,tex} and
+figures/modalities.{pdf,png} to OUT. Models differ in their number of heads, so sets hold the same
+share of them, an eighth, and agreement is corrected for chance: 0 is chance, 1 the same set.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import torch
+import typer
+from jaxtyping import Float
+from tables import write_tables
+from torch import Tensor
+
+from tvlens import figures_regression, options
+from tvlens.errors import RunError, TvlensError
+from tvlens.headsets import concentration, layer_profile, overlap_at_k, spearman
+from tvlens.models.fetch import file_sha256
+from tvlens.runs import Run
+
+SHARE = 1 / 8
+
+
+def main(
+    text: Annotated[Path, typer.Option(help="Run folder of a text study.")] = Path("runs/text"),
+    regression: Annotated[Path, typer.Option(help="Run folder of a regression study.")] = Path(
+        "runs/regression"
+    ),
+    out: options.OutOption = Path("runs/both"),
+) -> None:
+    """One table and one figure over both modalities."""
+    folders = {"text": text, "regression": regression}
+    files = [folder / name for folder in folders.values() for name in ("heads.csv", "headsets.csv")]
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing:
+        raise RunError(
+            f"{missing[0]} is not there; run `tvlens study text` and `tvlens study regression` "
+            "first, and name their folders with --text and --regression"
+        )
+    data = {str(file): file_sha256(file) for file in files}
+    with Run.open(out, "modalities", {"share": SHARE}, data=data) as run:
+        table = pd.concat(
+            [
+                rows(pd.read_csv(folder / "heads.csv"), pd.read_csv(folder / "headsets.csv"), name)
+                for name, folder in folders.items()
+            ],
+            ignore_index=True,
+        )
+        run.write_table("modalities", table)
+        run.write_figure("modalities", figures_regression.modality_dots(table))
+    means = table.drop(columns=["task", "heads"]).groupby("modality", sort=False).mean()
+    print(f"\nHead sets of an eighth of all heads, agreement corrected for chance; {out}\n")
+    both = pd.concat([table, means.reset_index().assign(task="mean")]).drop(columns="heads")
+    print(write_tables(out, "modalities_summary", both, both.round(2)))
+
+
+def rows(heads: pd.DataFrame, headsets: pd.DataFrame, modality: str) -> pd.DataFrame:
+    """One row per task: agreement, stability, concentration and depth of both scores."""
+    found = []
+    for task, part in heads.groupby("task", sort=False):
+        maps = {
+            score: torch.tensor(
+                part.pivot(index="layer", columns="head", values=score).to_numpy(dtype=float)
+            )
+            for score in ("aie", "contribution")
+        }
+        aie, ltv = maps["aie"], maps["contribution"]
+        n_heads = aie.numel()
+        k = max(1, round(SHARE * n_heads))
+        overlap = overlap_at_k(aie, ltv, k)
+        own = headsets[(headsets["task"] == task) & (headsets["measure"] == "spearman")]
+        stable = own.set_index("comparison")["value"]
+        row: dict[str, object] = {"modality": modality, "task": task, "heads": n_heads}
+        row["overlap above chance"] = (overlap.overlap - overlap.chance_overlap) / (
+            1 - overlap.chance_overlap
+        )
+        row["spearman"] = spearman(aie, ltv).value
+        row["spearman of AIE halves"] = stable.get("aie halves", float("nan"))
+        row["spearman of LTV seeds"] = stable.get("ltv seeds", float("nan"))
+        for name, scores in (("AIE", aie), ("LTV", ltv)):
+            row[f"effective share, {name}"] = effective_share(scores)
+            row[f"depth, {name}"] = depth(scores)
+        found.append(row)
+    return pd.DataFrame(found)
+
+
+def effective_share(scores: Float[Tensor, "layer head"]) -> float:
+    """Effective number of heads that hold the positive score, as a share of all heads."""
+    table = concentration(scores, [1]).set_index("measure")["value"]
+    return float(table["effective_heads"]) / scores.numel()
+
+
+def depth(scores: Float[Tensor, "layer head"]) -> float:
+    """Mean relative depth of the positive score: 0 is the first layer, 1 the last."""
+    profile = layer_profile(scores)
+    if len(profile) == 1 or not profile.any():
+        return float("nan")
+    return float(profile @ torch.linspace(0, 1, len(profile)))
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except TvlensError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,170 @@
+"""Learned vectors against function vectors on regression, past the training length of the models.
+
+    python analyses/regression_study.py                          # the four shipped classes
+    python analyses/regression_study.py --functions linear,relu --out runs/regression
+
+Runs `tvlens study regression`, or goes on where an earlier call stopped, then writes to the run
+folder
+- summary.{csv,md,tex}: squared error of the bare model and of every kind of vector at T_train and
+  at the longest prompts, and the gain of each over the bare model,
+- claims.{csv,md,tex}: which of the paper's claims hold, with the numbers they rest on.
+"""
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+import typer
+from tables import write_tables
+
+from tvlens import cli_regression, options
+from tvlens.console import with_interval
+from tvlens.errors import TvlensError
+from tvlens.fidelity import BARE
+from tvlens.models.shipped import read_regression
+from tvlens.regression_study import RegressionSettings
+from tvlens.tasks.inputs import SHIFTS
+
+FUNCTIONS = "linear,sparse-linear,relu,tree"
+METHODS = {
+    "bare": "bare",
+    "truncation": "last T points",
+    "fv_layer_class": "FV, one layer",
+    "fv_per_layer_class": "FV, per layer",
+    "fv_published_class": "FV, published",
+    "fv_layer_prompt": "FV, one layer, per prompt",
+    "fv_per_layer_prompt": "FV, per layer, per prompt",
+    "ltv_class": "LTV",
+    "ltv_lengths_class": "LTV, several lengths",
+    "ltv_prompt": "LTV per prompt",
+    "ltv_lengths_prompt": "LTV per prompt, several lengths",
+    "random_class": "random ω",
+    "permuted_class": "permuted ω",
+    "random_prompt": "random ω, per prompt",
+    "permuted_prompt": "permuted ω, per prompt",
+}
+FUNCTION_VECTORS = [name for name in METHODS if name.startswith("fv_")]
+CONTROLS = [name for name in METHODS if name.startswith(("random", "permuted"))]
+
+
+def main(
+    functions: str = FUNCTIONS,
+    out: options.OutOption = Path("runs/regression"),
+    seed: options.SeedOption = 0,
+    steps: options.StepsOption = None,
+    n_test: int = RegressionSettings.n_test,
+    shifts: str = ",".join(SHIFTS),
+    ltv_seeds: int = RegressionSettings.ltv_seeds,
+) -> None:
+    """The regression study of several function classes and its summary over them."""
+    cli_regression.study_command(
+        functions, out, seed=seed, steps=steps, n_test=n_test, shifts=shifts, ltv_seeds=ltv_seeds
+    )
+    results = pd.read_csv(out / "results.csv")
+    print(
+        "\nSquared error over the variance of f(x), and gain = bare error / error, clean prompts\n"
+    )
+    print(write_tables(out, "summary", *summary(results)))
+    print("What the paper claims, on these models\n")
+    print(write_tables(out, "claims", *[claims(results)] * 2))
+
+
+def train_points(functions: str) -> int:
+    """T_train of the model of a function class, as the study names it."""
+    for name in (f"{functions}-small", functions):
+        try:
+            return int(read_regression(name)[1]["train_points"])
+        except TvlensError:
+            continue
+    raise TvlensError(f"no model of {functions!r} to read T_train from")
+
+
+def summary(results: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Errors and gains by class and method (rows): numbers, and as text with intervals."""
+    clean = results[(results["shift"] == "none") & (results["prompt"] == "clean")]
+    numbers, texts = [], []
+    for functions, part in clean.groupby("functions", sort=False):
+        last = int(part["points"].max())
+        ends = {f"at T = {train_points(str(functions))}": train_points(str(functions))}
+        ends[f"at {last} points"] = last
+        for method, label in METHODS.items():
+            row: dict[str, object] = {"functions": functions, "method": label}
+            text = dict(row)
+            for number, points in enumerate(ends.values()):
+                where = "T_train" if number == 0 else "longest"
+                for metric, name in (("squared_error", "error"), ("gain", "gain")):
+                    found = _cell(part, method, points, metric)
+                    if found is not None:
+                        row[f"{name}, {where}"] = found["value"]
+                        digits = 4 if metric == "squared_error" else 2
+                        interval = found["value"], found["ci_low"], found["ci_high"]
+                        text[f"{name}, {where}"] = with_interval(*interval, digits=digits)
+            numbers.append(row)
+            texts.append(text)
+    return pd.DataFrame(numbers), pd.DataFrame(texts).fillna("")
+
+
+def claims(results: pd.DataFrame) -> pd.DataFrame:
+    """Each claim of the paper by function class: the gains it rests on, and whether it holds.
+
+    A gain is the bare model's error over the method's on the same prompts, so that of the bare
+    model is 1. Past T it is that of the mean error over all numbers of points above T_train. Where
+    the two intervals overlap the answer is in brackets.
+    """
+    clean = results[(results["shift"] == "none") & (results["prompt"] == "clean")]
+    rows = []
+    for functions, part in clean.groupby("functions", sort=False):
+        trained, last = train_points(str(functions)), int(part["points"].max())
+        past = _gains(part, last, "gain_past")
+        at_train, longest = _gains(part, trained, "gain"), _gains(part, last, "gain")
+        fvs = [name for name in FUNCTION_VECTORS if name in past.index]
+        controls = [name for name in CONTROLS if name in past.index]
+        best, mildest = past.loc[fvs, "value"].idxmax(), at_train.loc[fvs, "value"].idxmax()
+        asked = []
+        for unit in ("class", "prompt"):
+            one, several = f"ltv_{unit}", f"ltv_lengths_{unit}"
+            asked += [
+                ("lower error at its training length", longest, one, BARE),
+                ("lower mean error past T", past, several, BARE),
+                ("beats every FV past T", past, several, best),
+                ("at T loses less than any FV", at_train, several, mildest),
+            ]
+        asked.append(
+            ("controls no better past T", past, BARE, past.loc[controls, "value"].idxmax())
+        )
+        for claim, gains, method, other in asked:
+            own, against = gains.loc[method], gains.loc[other]
+            holds = "yes" if own["value"] >= against["value"] else "no"
+            apart = own["ci_low"] > against["ci_high"] or own["ci_high"] < against["ci_low"]
+            rows.append(
+                {
+                    "functions": functions,
+                    "claim": claim,
+                    "method": METHODS[method],
+                    "gain": with_interval(*own),
+                    "against": METHODS[other],
+                    "its gain": with_interval(*against),
+                    "holds": holds if apart else f"({holds})",
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _gains(part: pd.DataFrame, points: int, metric: str) -> pd.DataFrame:
+    """Gain and its interval by method, 1 for the bare model."""
+    rows = part[(part["points"] == points) & (part["metric"] == metric)].set_index("method")
+    gains = rows[["value", "ci_low", "ci_high"]]
+    return pd.concat([gains, pd.DataFrame(1.0, index=[BARE], columns=gains.columns)])
+
+
+def _cell(part: pd.DataFrame, method: str, points: int, metric: str) -> pd.Series | None:
+    chosen = (part["method"] == method) & (part["points"] == points) & (part["metric"] == metric)
+    rows = part[chosen]
+    return None if rows.empty else rows.iloc[0]
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except TvlensError as error:
+        sys.exit(f"error: {error}")
