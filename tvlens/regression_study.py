@@ -6,6 +6,7 @@ Each stage is a step of a run, saved when it is done, so an interrupted study re
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, Literal
 
 import pandas as pd
@@ -25,7 +26,7 @@ from tvlens.fidelity import (
 from tvlens.heads import HeadMeans, mean_head_outputs
 from tvlens.lens import Lens
 from tvlens.mediation import IndirectEffects, indirect_effects
-from tvlens.methods.fit import FitSettings
+from tvlens.methods.fit import FitPrompts, FitSettings, read_fit_prompts
 from tvlens.methods.fv import published_mixture
 from tvlens.methods.ltv import LearnableTaskVector, permuted_controls, random_controls
 from tvlens.methods.vector import Vector
@@ -47,6 +48,7 @@ from tvlens.tasks.prompts import PromptKind, PromptSet
 Unit = Literal["class", "prompt"]
 """Whose head outputs make a vector: means over the function class, or each prompt's own donor."""
 UNITS: tuple[Unit, ...] = ("class", "prompt")
+Asked = Literal["long", "untold"]
 _LASSO_ALPHAS = (0.001, 0.01, 0.1, 1.0)
 
 
@@ -111,7 +113,7 @@ class View:
     """
 
     unit: Unit
-    prompts: Literal["long", "untold"]
+    prompts: Asked
 
     def name(self, functions: str) -> str:
         """The name in tables of heads, such as `linear-prompt-untold`."""
@@ -293,32 +295,41 @@ class Plan:
         self, run: Run, means: HeadMeans
     ) -> tuple[dict[str, LearnableTaskVector], dict[View, list[LearnableTaskVector]]]:
         """Every trained vector by name, and for each view those of further seeds."""
-        s = self.settings
-        longest = self.longest - 1
+        s, longest = self.settings, self.longest - 1
+        each = len(self.lengths)
+        # As many prompts in all as at one length.
+        several = replace(
+            s.ltv,
+            kinds=("clean",),
+            shots=tuple(points - 1 for points in self.lengths),
+            n_prompts=max(1, s.ltv.n_prompts // each),
+            n_validation=max(1, (s.ltv.n_validation or each) // each),
+        )
+        fits: dict[Asked | Literal["lengths"], FitSettings] = {
+            "long": replace(s.ltv, kinds=("clean",), shots=longest),
+            "untold": replace(s.ltv, kinds=("zero", "shuffled"), shots=self.trained - 1),
+            "lengths": several,
+        }
         ltvs: dict[str, LearnableTaskVector] = {}
-        extra: dict[View, list[LearnableTaskVector]] = {}
-
-        def made(name: str, fit: FitSettings, seed: int) -> LearnableTaskVector:
-            return ltv_step(self.lens, self.task, run, means, fit, seed, name)
-
-        for view in VIEWS:
-            own = replace(s.ltv, per_prompt=view.unit == "prompt")
-            fit = (
-                replace(own, kinds=("clean",), shots=longest)
-                if view.prompts == "long"
-                else replace(own, kinds=("zero", "shuffled"), shots=self.trained - 1)
-            )
-            name = view.name("ltv")
-            ltvs[name] = made(name, fit, s.seed)
-            extra[view] = [made(name, fit, s.seed + i) for i in range(1, s.ltv_seeds)]
-            if view.prompts == "long":
-                name = f"ltv-{view.unit}-lengths"
-                # As many prompts in all as at one length.
-                each = max(1, own.n_prompts // len(self.lengths))
-                shots = tuple(points - 1 for points in self.lengths)
-                several = replace(own, kinds=("clean",), shots=shots, n_prompts=each)
-                ltvs[name] = made(name, several, s.seed)
+        extra: dict[View, list[LearnableTaskVector]] = {view: [] for view in VIEWS}
+        for prompts, fit in fits.items():
+            for i in range(1 if prompts == "lengths" else s.ltv_seeds):
+                read = self._reader(fit, s.seed + i)
+                for unit in UNITS:
+                    own = replace(fit, per_prompt=unit == "prompt")
+                    name = f"ltv-{unit}-{prompts}"
+                    made = ltv_step(self.lens, self.task, run, means, own, s.seed + i, name, read)
+                    if i and prompts != "lengths":
+                        extra[View(unit, prompts)].append(made)
+                    else:
+                        ltvs[name] = made
         return ltvs, extra
+
+    def _reader(self, fit: FitSettings, seed: int) -> Callable[[], FitPrompts]:
+        """Reads the prompts of a training when they are first asked for, and keeps them."""
+        return cache(
+            lambda: read_fit_prompts(self.lens, self.task, replace(fit, per_prompt=True), seed)
+        )
 
     def methods(
         self,

@@ -18,7 +18,7 @@ from tvlens.headsets import (
 )
 from tvlens.lens import Lens
 from tvlens.mediation import IndirectEffects
-from tvlens.methods.fit import FitSettings, fit_ltv
+from tvlens.methods.fit import FitPrompts, FitSettings, fit_ltv
 from tvlens.methods.fv import choose_function_vectors
 from tvlens.methods.ltv import LearnableTaskVector
 from tvlens.methods.vector import HeadMixture, TaskVector, Vector
@@ -40,6 +40,7 @@ def ltv_step(
     settings: FitSettings,
     seed: int,
     name: str = "ltv",
+    read: Callable[[], FitPrompts] | None = None,
 ) -> LearnableTaskVector:
     """One trained Learnable Task Vector, as a step of `run` that resumes within training.
 
@@ -51,6 +52,7 @@ def ltv_step(
         settings: how to train.
         seed: seed of the training.
         name: what tells the vector from others of the same task and seed.
+        read: gives the prompts to train on, where several trainings share them.
     """
     checkpoint = run.folder / "checkpoints" / f"{task.name}-{name}-{seed}.safetensors"
 
@@ -62,6 +64,7 @@ def ltv_step(
                 means,
                 settings=settings,
                 seed=seed,
+                read=None if read is None else read(),
                 checkpoint=checkpoint,
                 progress=advance,
             )

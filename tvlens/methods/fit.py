@@ -89,6 +89,7 @@ def fit_ltv(
     settings: FitSettings = DEFAULT_SETTINGS,
     start: Float[Tensor, "layer head"] | None = None,
     seed: int = 0,
+    read: "FitPrompts | None" = None,
     checkpoint: Path | str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> LearnableTaskVector:
@@ -105,6 +106,8 @@ def fit_ltv(
         settings: how to train; `FitSettings.paper()` is the released code's.
         start: weights to start from, instead of `settings.start`.
         seed: seed of prompts, batches and a random start.
+        read: prompts that `read_fit_prompts` read for the same settings and seed, whatever is
+            weighed; several trainings can share them.
         checkpoint: file to save to at every validation, and to resume from where it exists.
         progress: called with the number of steps finished.
 
@@ -120,8 +123,11 @@ def fit_ltv(
             "fit_ltv: per_prompt=True weighs heads, so it needs granularity='head', not "
             f"{settings.granularity!r}"
         )
-    training = Sample.read(lens, training_prompts(task, settings, seed), settings.per_prompt)
-    validation = Sample.read(lens, validation_prompts(task, settings, seed), settings.per_prompt)
+    if read is None:
+        read = read_fit_prompts(lens, task, settings, seed)
+    training, validation = read.training, read.validation
+    if not settings.per_prompt:
+        training, validation = training.without_donors(), validation.without_donors()
     own = training.outputs
     ltv = LearnableTaskVector(
         means.outputs,
@@ -147,7 +153,6 @@ def fit_ltv(
     )
     if checkpoint is not None and Path(checkpoint).exists():
         trainer.restore(Path(checkpoint), identity)
-    training = training.in_turn(len(settings.kinds) * len(settings.lengths))
     with lens.frozen():
         if not trainer.rows:
             trainer.validate(validation, float("nan"))
@@ -167,6 +172,44 @@ def fit_ltv(
         rows = max(1, lens.max_rows // _POINTS)
         _attribute(lens, ltv, validation.pieces(rows), _POINTS)
     return ltv
+
+
+@dataclass(frozen=True)
+class FitPrompts:
+    """Prompts that Learnable Task Vectors are trained and selected on, read once.
+
+    Attributes:
+        training: prompts of every kind and length in turn.
+        validation: prompts of the validation split.
+    """
+
+    training: Sample
+    validation: Sample
+
+
+def read_fit_prompts(
+    lens: Lens, task: PromptSource, settings: FitSettings, seed: int
+) -> FitPrompts:
+    """The prompts that `fit_ltv` trains and selects on.
+
+    Args:
+        lens: the model.
+        task: where prompts are drawn from.
+        settings: how vectors are trained.
+        seed: seed of the training.
+
+    Raises:
+        TaskError: `settings.per_prompt` is asked of a task whose prompts have no donors.
+    """
+    training, validation = (
+        Sample.read(lens, prompts, settings.per_prompt)
+        for prompts in (
+            training_prompts(task, settings, seed),
+            validation_prompts(task, settings, seed),
+        )
+    )
+    n_sets = len(settings.kinds) * len(settings.lengths)
+    return FitPrompts(training.in_turn(n_sets), validation)
 
 
 def training_prompts(task: PromptSource, settings: FitSettings, seed: int) -> list[PromptSet]:

@@ -50,8 +50,14 @@ class Sample:
         outputs = None if self.outputs is None else self.outputs[index]
         return Sample(self.reading.rows(index), outputs)
 
+    def without_donors(self) -> "Sample":
+        """The same prompts without what their donors say."""
+        return Sample(self.reading, None)
+
     def in_turn(self, n_sets: int) -> "Sample":
         """The prompts of so many equal sets in turn, so that every span of them holds each."""
+        if n_sets == 1:
+            return self
         order = torch.arange(len(self)).view(n_sets, -1).T.flatten()
         return self.rows(order.to(self.reading.batch.inputs.device))
 
