@@ -22,6 +22,7 @@ from tvlens.console import with_interval
 from tvlens.errors import TvlensError
 from tvlens.fidelity import BARE
 from tvlens.models.shipped import read_regression
+from tvlens.regression_study import CONTROLS as STUDY_CONTROLS
 from tvlens.regression_study import RegressionSettings
 from tvlens.tasks.inputs import SHIFTS
 
@@ -44,7 +45,7 @@ METHODS = {
     "permuted_prompt": "permuted ω, per prompt",
 }
 FUNCTION_VECTORS = [name for name in METHODS if name.startswith("fv_")]
-CONTROLS = [name for name in METHODS if name.startswith(("random", "permuted"))]
+CONTROLS = [name for name in METHODS if name.startswith(STUDY_CONTROLS)]
 
 
 def main(

@@ -15,6 +15,7 @@ from tvlens import figures_regression, oracles
 from tvlens.evaluate import Method
 from tvlens.fidelity import (
     BARE,
+    DUMMY_PLACES,
     Errors,
     dummy_errors,
     error_table,
@@ -47,6 +48,8 @@ from tvlens.tasks.prompts import PromptKind, PromptSet
 
 Unit = Literal["class", "prompt"]
 """Whose head outputs make a vector: means over the function class, or each prompt's own donor."""
+CONTROLS = ("random", "permuted")
+"""How the names of controls begin."""
 UNITS: tuple[Unit, ...] = ("class", "prompt")
 Asked = Literal["long", "untold"]
 _LASSO_ALPHAS = (0.001, 0.01, 0.1, 1.0)
@@ -63,6 +66,7 @@ class RegressionSettings:
         n_test: test prompts of each kind and shift.
         n_oracle: how many of them the estimators are fitted to.
         n_slow: how many of them those that take long are (boosting, network).
+        n_dummy: how many of them get dummy pairs, which need whole forward passes.
         reach: longest prompts, as a multiple of T_train, if the model has so many positions.
         n_lengths: lengths past T_train that vectors are trained and chosen on, if on several.
         ltv: how Learnable Task Vectors are trained; kinds, shots and whose outputs are filled in.
@@ -80,6 +84,7 @@ class RegressionSettings:
     n_test: int = 512
     n_oracle: int = 128
     n_slow: int = 32
+    n_dummy: int = 128
     reach: float = 2.5
     n_lengths: int = 5
     ltv: FitSettings = field(
@@ -216,7 +221,7 @@ class Plan:
         task.require_train_points()
         self.lens, self.task, self.settings = lens, task, settings
         self.trained = task.require_train_points()
-        positions = (lens.backend.n_ctx or 0) // 2
+        positions = lens.backend.n_ctx // 2
         self.longest = max(self.trained, min(positions, round(settings.reach * self.trained) + 1))
         self.points = tuple(range(1, self.longest + 1))
         step = max(1, (self.longest - self.trained) // settings.n_lengths)
@@ -379,7 +384,13 @@ class Plan:
         s, lens = self.settings, self.lens
         task = replace(self.task, shift=shift)
         sets = prompt_sets(task, "test", kind=kind, points=self.points, n=s.n_test, seed=s.seed)
-        errors = method_errors(lens, sets, methods, kind=kind)
+        # Controls say what chance does; under a shift they would say it once more.
+        kept = {
+            name: method
+            for name, method in methods.items()
+            if shift == "none" or not name.startswith(CONTROLS)
+        }
+        errors = method_errors(lens, sets, kept, kind=kind)
         (first, *_) = sets
         if isinstance(first, PointCurves):
             errors["truncation"] = truncation_errors(lens, first, self.trained, errors[BARE])
@@ -401,11 +412,12 @@ class Plan:
         self, curves: PointCurves, methods: Mapping[str, Method]
     ) -> dict[str, Errors]:
         """Dummy pairs at the lengths that leave positions for them."""
-        room = (self.lens.backend.n_ctx or 0) // 2 - 5
-        points = sorted({p for p in (self.trained, *self.lengths) if p <= room} | {room})
-        chosen = replace(curves, points=tuple(p for p in points if 6 <= p <= self.longest))
-        if not chosen.points:
+        room = min(self.longest, self.lens.backend.n_ctx // 2 - len(DUMMY_PLACES))
+        if room <= len(DUMMY_PLACES):
             return {}
+        points = {min(self.trained, room), (self.trained + room) // 2, room}
+        few = curves.first(self.settings.n_dummy)
+        chosen = replace(few, points=tuple(sorted(p for p in points if p <= room)))
         names = ("fv_layer_class", "fv_published_class", "ltv_class")
         return dummy_errors(self.lens, chosen, {name: methods[name] for name in names})
 

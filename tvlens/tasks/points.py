@@ -127,6 +127,10 @@ class PointCurves:
         """Position of every query in the sequence x₁, y₁, x₂, y₂, …"""
         return (2 * self._asked).repeat(len(self.xs))
 
+    def first(self, n: int) -> "PointCurves":
+        """The first `n` prompts."""
+        return replace(self, xs=self.xs[:n], ys=self.ys[:n], values=self.values[:n])
+
     def at(self, points: int) -> PointPrompts:
         """The prompts of this number of points alone."""
         found = self._window(0, points)
