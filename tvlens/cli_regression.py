@@ -41,6 +41,13 @@ def train_command(
         str, typer.Option("--preset", help=f"Sizes and schedule: {', '.join(PRESETS)}.")
     ] = "small",
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
+    dims: Annotated[int | None, typer.Option(min=1, help="Dimensions of x.")] = None,
+    train_points: Annotated[
+        int | None, typer.Option(min=1, help="Points of the longest training prompts, T_train.")
+    ] = None,
+    n_points: Annotated[
+        int | None, typer.Option(min=1, help="Points that the model has positions for.")
+    ] = None,
     start: Annotated[
         str | None,
         typer.Option(help="Shipped model or .safetensors file to go on from, of the same preset."),
@@ -58,9 +65,14 @@ def train_command(
 ) -> None:
     """Train a regression transformer; writes OUT/model.safetensors and OUT/history.csv."""
     name, options = _class_and_options(functions)
-    changes: dict[str, Any] = {"steps": steps, "precision": precision, "compiled": compiled}
-    settings = preset(
-        preset_name, options=options, **{k: v for k, v in changes.items() if v is not None}
+    settings = preset(preset_name, options=options)
+    settings = _changed(
+        settings,
+        sizes=_changed(settings.sizes, n_dims=dims, n_points=n_points),
+        steps=steps,
+        train_points=train_points,
+        precision=precision,
+        compiled=compiled,
     )
     function_class(name, settings.sizes.n_dims, **options)
     first = None if start is None else read_regression(start)[0]
@@ -245,3 +257,8 @@ def _show_errors(functions: str, results: pd.DataFrame, train_points: int) -> No
     table = pd.DataFrame(columns).reindex(clean["method"].unique()).fillna("")
     title = f"{functions}: squared error over variance [95% interval], by prompt and points"
     show(table.rename_axis("method").reset_index(), title)
+
+
+def _changed(value: Any, **changes: Any) -> Any:
+    """The dataclass with what was asked for changed."""
+    return replace(value, **{key: new for key, new in changes.items() if new is not None})
