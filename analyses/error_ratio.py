@@ -80,10 +80,7 @@ def errors(lens: Lens, task: FunctionTask, settings: RegressionSettings) -> pd.D
     """Errors and gains of one model at every reach that it has positions for."""
     trained = task.require_train_points()
     most = lens.backend.n_ctx // 2
-    reaches = {
-        reach: min(most, round(reach * trained) + (reach == REACHES[-1])) for reach in REACHES
-    }
-    points = tuple(dict.fromkeys(reaches.values()))
+    points = tuple(dict.fromkeys(min(most, round(reach * trained)) for reach in REACHES))
     seed = settings.seed
     clean = task.prompts("train", shots=trained - 1, n=settings.n_means, seed=seed)
     means = mean_head_outputs(lens, clean)
@@ -122,9 +119,8 @@ def summary(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         for method, metric in [(BARE, "squared_error"), *((m, "gain") for m in METHODS)]:
             name = "bare error" if method == BARE else f"gain, {method.replace('_', ' per ')}"
             row[name] = cells.loc[(method, metric), "value"]
-            text[name] = with_interval(
-                *cells.loc[(method, metric)], digits=3 if method == BARE else 2
-            )
+            digits = 4 if method == BARE else 2
+            text[name] = with_interval(*cells.loc[(method, metric)], digits=digits)
         numbers.append(row)
         texts.append(text)
     return pd.DataFrame(numbers), pd.DataFrame(texts)
