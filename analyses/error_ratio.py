@@ -29,7 +29,7 @@ from tvlens.fidelity import BARE, error_table, method_errors, truncation_errors
 from tvlens.heads import mean_head_outputs
 from tvlens.lens import Lens
 from tvlens.methods.fit import fit_ltv, read_fit_prompts
-from tvlens.regression_study import RegressionSettings
+from tvlens.regression_plan import RegressionSettings
 from tvlens.runs import Run
 from tvlens.tasks.function_task import FunctionTask
 

@@ -22,8 +22,8 @@ from tvlens.console import with_interval
 from tvlens.errors import TvlensError
 from tvlens.fidelity import BARE
 from tvlens.models.shipped import read_regression
-from tvlens.regression_study import CONTROLS as STUDY_CONTROLS
-from tvlens.regression_study import RegressionSettings
+from tvlens.regression_plan import CONTROLS as STUDY_CONTROLS
+from tvlens.regression_plan import RegressionSettings
 from tvlens.tasks.inputs import SHIFTS
 
 FUNCTIONS = "linear,sparse-linear,relu,tree"

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tvlens.edits import AddToResidual, NoEdit, ReplaceHeads
+from tvlens.edits import AddHeads, AddToResidual, NoEdit, ReplaceHeads
 from tvlens.errors import ShapeError
 
 L, H, D = 3, 2, 2
@@ -131,6 +131,83 @@ def test_gradients_reach_active_vectors_alone():
     assert vectors.grad[0, 0].sum(dim=1).tolist() == [0, 8, 0]
 
 
+def test_values_of_single_prompts_replace_each_head_of_theirs():
+    values = coded(4, L, H, D)
+    edit = ReplaceHeads.each_head(values)
+    assert (edit.n_variant, edit.values.shape) == (L * H, (4, 1, L, H, D))
+    for layer in range(L):
+        changed = edit.edit_heads(layer, torch.zeros(4, L * H, H, D))
+        for prompt in range(4):
+            alone = ReplaceHeads.each_head(values[prompt])
+            expected = alone.edit_heads(layer, torch.zeros(1, L * H, H, D))[0]
+            assert torch.equal(changed[prompt], expected)
+    assert torch.equal(edit.of_prompts(1, 3).values, edit.values[1:3])
+
+
+ACTIVE = torch.tensor([[True, False, True], [False, False, True]])
+
+
+def add_heads(n_batch):
+    return AddHeads(coded(n_batch, L, H, 5), coded(2, L, L, H) % 7 - 3, ACTIVE)
+
+
+def as_vectors(edit):
+    """The same edit with its vectors summed head by head."""
+    n_batch = edit.outputs.shape[0]
+    vectors = torch.zeros(n_batch, 2, L, 5)
+    for layer in range(L):
+        for head in range(H):
+            weight = edit.mix[None, :, :, layer, head, None]
+            vectors += weight * edit.outputs[:, None, None, layer, head]
+    return AddToResidual(vectors, edit.active)
+
+
+@pytest.mark.parametrize("n_batch", [1, 3])
+def test_added_heads_are_the_vectors_that_they_sum_to(n_batch):
+    edit = add_heads(n_batch)
+    expected = as_vectors(edit)
+    assert (edit.n_variant, edit.n_layer) == (2, L)
+    assert edit.first_layer.tolist() == expected.first_layer.tolist() == [0, 2]
+    assert edit.residual_layers == expected.residual_layers == {0, 2}
+    assert edit.head_layers == frozenset()
+    x = coded(3, 2, 5)
+    for layer in range(L):
+        found = edit.edit_residual(layer, x)
+        assert torch.allclose(found, expected.edit_residual(layer, x))
+        assert torch.allclose(edit.edit_residual(layer, x[:, :1]), found[:, :1])
+    assert torch.equal(x, coded(3, 2, 5))
+    assert torch.equal(edit.edit_heads(0, coded(1, 2, H, D)), coded(1, 2, H, D))
+
+
+def test_heads_are_not_added_at_layers_that_are_not_active():
+    edit = add_heads(3)
+    assert edit.mix[:, 1].any(dim=(1, 2)).all()
+    assert edit.mix[1, 0].any()
+    x = coded(3, 2, 5)
+    assert torch.equal(edit.edit_residual(1, x), x)
+    changed = edit.edit_residual(0, x)
+    assert torch.equal(changed[:, 1], x[:, 1])
+    assert not torch.equal(changed[:, 0], x[:, 0])
+
+
+def test_some_variants_and_some_prompts_of_added_heads():
+    edit = add_heads(4)
+    some = edit.of_variants(torch.tensor([1, 0, 1]))
+    assert some.first_layer.tolist() == [2, 0, 2]
+    assert torch.equal(some.mix, edit.mix[[1, 0, 1]])
+    x = coded(4, 2, 5)
+    whole = edit.edit_residual(2, x)
+    assert torch.allclose(some.edit_residual(2, x[:, [1, 0, 1]]), whole[:, [1, 0, 1]])
+    assert torch.allclose(edit.of_prompts(1, 3).edit_residual(2, x[1:3]), whole[1:3])
+    shared = add_heads(1)
+    assert shared.of_prompts(1, 3) is shared
+
+
+def test_added_heads_take_the_precision_of_the_model():
+    x = torch.zeros(1, 2, 5, dtype=torch.bfloat16)
+    assert add_heads(1).edit_residual(0, x).dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -141,6 +218,14 @@ def test_gradients_reach_active_vectors_alone():
         (
             lambda: ReplaceHeads(torch.ones(4, L, H, dtype=torch.bool), coded(1, 2, L, H, D)),
             "4 variants in the mask, 2 in the values; give one value per variant or a single one",
+        ),
+        (
+            lambda: AddHeads(coded(1, L, H, 4), coded(2, L, H, L), torch.ones(2, L).bool()),
+            r"mix has shape \(2, 3, 2, 3\), expected \(2, 3, 3, 2\) \(variant, to_layer, layer",
+        ),
+        (
+            lambda: AddHeads(coded(1, L, H, 4), coded(2, L, L, H), torch.ones(1, L).bool()),
+            r"AddHeads: mix has shape \(2, 3, 3, 2\), expected \(1, 3, 3, 2\)",
         ),
         (
             lambda: AddToResidual(coded(1, 2, L, 4), torch.ones(1, L, dtype=torch.bool)),

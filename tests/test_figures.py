@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from pandas import DataFrame
 
-from tvlens import figures
+from tvlens import figures, figures_regression
 from tvlens.errors import NumericalError, ShapeError, UnknownNameError
 
 METHODS = ("none", "fv_layer", "fv_per_layer", "ltv", "random", "permuted")
@@ -111,6 +111,12 @@ def test_each_head_map_has_a_scale_with_its_unit() -> None:
         "average indirect effect (probability)",
         "LTV contribution, signed norm",
     ]
+
+
+def test_the_unit_of_effects_can_be_another() -> None:
+    figure = figures.head_maps(np.eye(4), np.eye(4), task="t", k=1, unit="squared error")
+    (first, _) = (axes for axes in figure.axes if not axes.images)
+    assert first.get_xlabel() == "average indirect effect (squared error)"
 
 
 def test_a_head_that_works_against_the_task_is_not_among_the_best() -> None:
@@ -238,6 +244,110 @@ def test_a_metric_that_was_not_measured_is_named() -> None:
         UnknownNameError, match=r"no 'fidelity' on zero or shuffled.*\['accuracy'\]"
     ):
         figures.method_dots(results(), metric="fidelity")
+
+
+# --- error curves ---------------------------------------------------------------------------------
+
+
+def error_results() -> DataFrame:
+    """A class with methods of every panel, one unknown, and rows that no curve is made of."""
+    rng = np.random.default_rng(0)
+    methods = ("bare", "least_squares", "truncation", "ltv_class", "fv_layer_prompt", "icv")
+    rows = [
+        (functions, shift, prompt, points, method, metric)
+        for functions in ("linear", "tree")
+        for shift in ("none", "skewed")
+        for prompt in ("clean", "zero")
+        for metric in ("squared_error", "gain")
+        for method in methods
+        for points in (9, 1, 5, 3, 7, 2, 4, 6, 8)
+    ]
+    columns = ["functions", "shift", "prompt", "points", "method", "metric"]
+    table = DataFrame(rows, columns=columns)
+    value = rng.uniform(0.1, 0.9, size=len(table))
+    return table.assign(value=value, ci_low=0.8 * value, ci_high=1.5 * value)
+
+
+def rows_of(table: DataFrame, method: str, shift: str = "none") -> DataFrame:
+    query = "functions == 'tree' and prompt == 'clean' and metric == 'squared_error'"
+    rows = table.query(query)
+    rows = rows[(rows["method"] == method) & (rows["shift"] == shift)]
+    return rows.sort_values("points")
+
+
+@pytest.mark.parametrize("shift", ["none", "skewed"])
+def test_error_curves_have_three_panels_with_the_bare_model_in_each(shift: str) -> None:
+    table = error_results()
+    figure = figures_regression.error_curves(table, functions="tree", train_points=4, shift=shift)
+    draw(figure)
+    assert [axes.get_title() for axes in figure.axes] == [
+        "model and estimators",
+        "vectors of the class",
+        "vectors of each prompt",
+    ]
+    drawn = {
+        "bare": {0: "bare model", 1: "bare model", 2: "bare model"},
+        "least_squares": {0: "least squares"},
+        "truncation": {0: "last points only"},
+        "ltv_class": {1: "LTV, one length"},
+        "fv_layer_prompt": {2: "FV, one layer"},
+        "icv": {0: "icv"},
+    }
+    for method, panels in drawn.items():
+        rows = rows_of(table, method, shift)
+        for panel, label in panels.items():
+            line = line_of(figure.axes[panel], label)
+            np.testing.assert_array_equal(line.get_xdata(), range(1, 10))
+            np.testing.assert_array_equal(line.get_ydata(), rows["value"])
+    for panel, axes in enumerate(figure.axes):
+        there = {label for panels in drawn.values() for n, label in panels.items() if n == panel}
+        assert {text.get_text() for text in axes.get_legend().get_texts()} == {
+            *there,
+            "longest in training",
+        }
+        assert axes.get_yscale() == "log"
+        assert axes.get_xlabel() == "points in the prompt"
+        assert set(line_of(axes, "longest in training").get_xdata()) == {4}
+        assert axes.get_xlim() == (1, 9)
+        low, high = axes.get_ylim()
+        assert low < rows_of(table, "bare", shift)["ci_low"].min()
+        assert high > rows_of(table, "bare", shift)["value"].max()
+    assert figure.get_suptitle() == ("tree" if shift == "none" else "tree, shift: skewed")
+    assert figure.axes[0].get_ylabel() == "squared error / variance of f(x)"
+
+
+def test_bands_of_error_curves_are_the_intervals() -> None:
+    table = error_results()
+    figure = figures_regression.error_curves(table, functions="tree", train_points=4)
+    corners = figure.axes[1].collections[0].get_paths()[0].vertices
+    band = {(x, round(y, 9)) for x, y in corners}
+    rows = rows_of(table, "bare")
+    for side in ("ci_low", "ci_high"):
+        assert {(x, round(y, 9)) for x, y in zip(rows["points"], rows[side], strict=True)} <= band
+
+
+def test_an_estimator_without_errors_and_an_unknown_training_length_leave_no_line() -> None:
+    table = error_results()
+    table.loc[table["method"] == "least_squares", ["value", "ci_low", "ci_high"]] = 0.0
+    figure = figures_regression.error_curves(table, functions="tree", train_points=None)
+    draw(figure)
+    labels = {line.get_label() for axes in figure.axes for line in axes.lines}
+    assert "least squares" not in labels
+    assert "longest in training" not in labels
+    assert "bare model" in labels
+
+
+def test_curves_that_were_not_measured_are_named() -> None:
+    table = error_results()
+    words = r"no squared_error of 'cubic' under shift 'none' on clean prompts; there are \[\('lin"
+    with pytest.raises(UnknownNameError, match=words):
+        figures_regression.error_curves(table, functions="cubic", train_points=4)
+    with pytest.raises(UnknownNameError, match=r"of 'tree' under shift 'bent'"):
+        figures_regression.error_curves(table, functions="tree", train_points=4, shift="bent")
+    with pytest.raises(UnknownNameError, match=r"results table lacks \['ci_low'\]; expected \["):
+        figures_regression.error_curves(
+            table.drop(columns="ci_low"), functions="tree", train_points=4
+        )
 
 
 # --- layers, weights, training --------------------------------------------------------------------

@@ -5,9 +5,15 @@ import torch
 import zoo
 
 from tvlens.errors import ShapeError
-from tvlens.heads import mean_head_outputs
+from tvlens.heads import HeadMeans, mean_head_outputs
 from tvlens.mediation import IndirectEffects
-from tvlens.methods.fv import choose_function_vectors, function_vector, function_vector_per_layer
+from tvlens.methods.fv import (
+    choose_function_vectors,
+    function_mixture,
+    function_vector,
+    function_vector_per_layer,
+    published_mixture,
+)
 from tvlens.methods.ltv import LearnableTaskVector
 from tvlens.methods.vector import stack_vectors
 
@@ -72,6 +78,54 @@ def test_a_layer_out_of_range_is_refused(means, layer):
     words = rf"layer {layer} is out of range: model 'llama' has 3 layers \(0-2\)"
     with pytest.raises(ShapeError, match=words):
         function_vector(means, HEADS, layer=layer)
+
+
+def test_a_recipe_made_of_means_is_the_function_vector(means):
+    made = function_mixture(means, HEADS, layer=1, scale=2.0)
+    expected = torch.zeros(3, 32)
+    expected[1] = 2 * (means.outputs[0, 1] + means.outputs[0, 3] + means.outputs[2, 2])
+    assert torch.allclose(made.of_means(means).vectors, expected)
+    assert made.layers == (1,)
+    assert int((made.mix != 0).sum()) == 3
+    made = function_mixture(means, HEADS, layer=None, scale=0.5)
+    expected = torch.zeros(3, 32)
+    expected[0] = 0.5 * (means.outputs[0, 1] + means.outputs[0, 3])
+    expected[2] = 0.5 * means.outputs[2, 2]
+    assert torch.allclose(made.of_means(means).vectors, expected)
+    assert (made.layers, made.model) == ((0, 2), "llama")
+
+
+@pytest.mark.parametrize(
+    ("n_layer", "n_head", "k", "layers"),
+    # 35/96 of the heads, rounded; at half to two thirds of the depth.
+    [
+        (12, 8, 35, (6, 7, 8)),
+        (6, 4, 9, (3, 4)),
+        (3, 4, 4, (1, 2)),
+        (24, 16, 140, (12, 14, 16)),
+        (1, 1, 1, (0,)),
+        (2, 2, 1, (1,)),
+    ],
+)
+def test_the_published_recipe_is_scaled_to_the_model(n_layer, n_head, k, layers):
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.randn(n_layer, n_head, 5, generator=generator)
+    values = torch.randn(2, n_layer, n_head, generator=generator)
+    means = HeadMeans(outputs, outputs, outputs, (0,), 1, "m")
+    effects = IndirectEffects(values, torch.zeros(2), "t", "m", "probability")
+    made = published_mixture(means, effects)
+    ranked = sorted(
+        ((float(values[:, n, h].mean()), n, h) for n in range(n_layer) for h in range(n_head)),
+        reverse=True,
+    )
+    total = sum(outputs[n, h] for _, n, h in ranked[:k])
+    assert made.layers == layers
+    found = made.of_means(means).vectors
+    for layer in range(n_layer):
+        expected = total / len(layers) if layer in layers else torch.zeros(5)
+        assert torch.allclose(found[layer], expected, atol=1e-5)
+    weights = made.mix[made.mix != 0].tolist()
+    assert weights == pytest.approx([1 / len(layers)] * (k * len(layers)))
 
 
 def validation(task):

@@ -1,12 +1,13 @@
 from dataclasses import replace
 
 import pytest
+import tiny_regression as tiny
 import torch
 import zoo
 
 from tvlens.edits import NoEdit
 from tvlens.errors import NumericalError, TaskError
-from tvlens.heads import mean_head_outputs
+from tvlens.heads import donor_outputs, mean_head_outputs
 from tvlens.interventions import WholePassEngine
 from tvlens.readout import FirstToken
 from tvlens.replay import ReplayEngine
@@ -134,3 +135,46 @@ def test_activations_that_are_not_finite_are_refused(lens, clean):
     words = r"hook_z of head \(1, 2\) of 'llama' is not finite on task 'kind-of-word'; expected"
     with pytest.raises(NumericalError, match=words):
         mean_head_outputs(replace(lens, engine=Broken(lens.backend)), clean, answered_only=False)
+
+
+@pytest.mark.parametrize("kind", zoo.KINDS)
+@pytest.mark.parametrize("asked", ["clean", "zero", "shuffled", "curves"])
+def test_donor_outputs_are_what_the_heads_of_the_donors_write(kind, asked):
+    lens = tiny.lens(kind)
+    if asked == "curves":
+        prompts = tiny.TASK.curves("test", points=(2, 6, 9), n=3)
+        # Row by row, the prompt's own first 2, 6 and 6 points.
+        sets = [prompts.at(points) for points in (2, 6, 6)]
+        expected = torch.stack([tiny.head_outputs(lens, p) for p in sets], dim=1).flatten(0, 1)
+    else:
+        prompts = tiny.TASK.prompts("test", shots=8, n=3, kind=asked)
+        expected = tiny.head_outputs(lens, prompts.donors())
+    found = donor_outputs(lens, prompts)
+    assert found.model == "tiny"
+    assert zoo.off(found.outputs, expected) < 1e-4
+    for layer, head in ((0, 1), (1, 0)):
+        written = found.z[:, layer, head] @ lens.w_o[layer, head]
+        assert zoo.off(found.outputs[:, layer, head], written) < 1e-5
+    parts = donor_outputs(replace(lens, max_tokens=1), prompts)
+    assert zoo.off(parts.z, found.z) < 1e-4
+
+
+def test_prompts_of_text_have_no_donors(clean):
+    words = (
+        "Prompts of task 'kind-of-word' have no donors: vectors of each prompt's own head outputs "
+        "need prompts of a FunctionTask; use one vector for the task"
+    )
+    with pytest.raises(TaskError, match=words):
+        donor_outputs(zoo.lens(), clean)
+
+
+def test_donor_outputs_that_are_not_finite_are_refused():
+    class Broken(ReplayEngine):
+        def read(self, batch):
+            prefix = super().read(batch)
+            return replace(prefix, heads=prefix.heads * torch.nan)
+
+    lens = tiny.lens()
+    words = "head outputs of 'tiny' on donors of task 'linear' are not finite; expected finite"
+    with pytest.raises(NumericalError, match=words):
+        donor_outputs(replace(lens, engine=Broken(lens.backend)), tiny.TASK.prompts("test", n=1))

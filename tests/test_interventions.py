@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import zoo
@@ -5,6 +7,8 @@ import zoo
 from tvlens.edits import AddToResidual, NoEdit, ReplaceHeads
 from tvlens.errors import InterventionError, ShapeError
 from tvlens.interventions import WholePassEngine, counted_hooks, intervene, record_heads
+from tvlens.models.batch import Batch
+from tvlens.replay import ReplayEngine
 
 
 def n_hooks(backend):
@@ -234,3 +238,89 @@ def test_an_edit_for_another_number_of_layers_is_refused(backend):
     words = f"NoEdit is for 5 layers, '{backend.name}' has 3; build it from vectors or means of"
     with pytest.raises(ShapeError, match=words), intervene(backend, NoEdit(5), torch.tensor([0])):
         pass
+
+
+def test_edits_act_at_each_of_several_positions(backend):
+    batch = zoo.batch(zoo.ROWS[:2], pad_side="right")
+    # The same edit at two positions of its own in each prompt, and three variants of it.
+    sites = torch.tensor([[4, 1], [2, 0]])
+    vectors = torch.randn(1, 3, 3, backend.d_model, generator=torch.Generator().manual_seed(0))
+    edit = AddToResidual(vectors, torch.tensor([[False, True, False]] * 3))
+    name = backend.residual_hook(1)
+    clean, _ = recorded(backend, [name], batch)
+    found = {}
+
+    def keep(activation, hook):
+        found[name] = activation.clone()
+
+    inputs, mask = (x.repeat_interleave(3, dim=0) for x in (batch.inputs, batch.mask))
+    with (
+        torch.no_grad(),
+        intervene(backend, edit, sites) as fired,
+        backend.model.hooks([(name, keep)]),
+    ):
+        backend.forward(inputs, mask)
+    assert fired == {name: 1}
+    expected = clean[name].repeat_interleave(3, dim=0)
+    for prompt in range(2):
+        for variant in range(3):
+            for position in sites[prompt].tolist():
+                expected[3 * prompt + variant, position] += vectors[0, variant, 1]
+    assert zoo.off(found[name][mask], expected[mask]) < 1e-5
+
+
+def test_heads_are_replaced_at_each_of_several_positions(backend):
+    batch = zoo.batch(zoo.ROWS[:1])
+    name = backend.z_hook(1)
+    clean, _ = recorded(backend, [name], batch)
+    found = {}
+    keep = [(name, lambda a, hook: found.update({name: a.clone()}))]
+    edit = one_head(backend, 1, 2, 7.0)
+    with (
+        torch.no_grad(),
+        intervene(backend, edit, torch.tensor([[4, 0, 3]])),
+        backend.model.hooks(keep),
+    ):
+        backend.forward(batch.inputs, batch.mask)
+    expected = clean[name].clone()
+    expected[0, [4, 0, 3], 2] = 7.0
+    assert torch.equal(found[name], expected)
+
+
+def test_further_positions_of_a_batch_are_those_that_edits_act_at():
+    batch = replace(zoo.batch(zoo.ROWS[:2]), also=(3, 1))
+    assert batch.sites.tolist() == [[4, 3, 1], [4, 3, 1]]
+    assert zoo.batch(zoo.ROWS[:2]).sites.tolist() == [[4], [4]]
+    assert batch[:1].also == batch.take(torch.tensor([1, 0])).also == (3, 1)
+    assert batch.to(torch.device("cpu")).also == (3, 1)
+
+
+def test_whole_passes_act_at_the_further_positions_of_a_batch(backend):
+    batch = zoo.batch(zoo.ROWS[:1])
+    edit = add_at(backend, 1, torch.linspace(-1, 1, backend.d_model))
+    engine = WholePassEngine(backend)
+    found = engine.run_batch(replace(batch, also=(1, 2)), edit)
+    with torch.no_grad(), intervene(backend, edit, torch.tensor([[4, 1, 2]])):
+        expected = backend.forward(batch.inputs, batch.mask)[:, -1:]
+    assert torch.equal(found, expected)
+    assert zoo.off(engine.run_batch(batch, edit), expected) > 1e-3
+
+
+def test_replay_refuses_prompts_with_further_positions(backend):
+    engine = ReplayEngine(backend)
+    words = r"replay runs the query position alone, but edits of these prompts also act at \(1,\)"
+    with pytest.raises(ShapeError, match=words):
+        engine.read(replace(zoo.batch(), also=(1,)))
+
+
+def test_batches_join_only_where_edits_act_at_the_same_places():
+    here, there = (replace(zoo.batch(zoo.ROWS[:1]), also=also) for also in ((1,), (2,)))
+    longer = replace(zoo.batch(zoo.ROWS[3:4]), also=(1,))
+    words = "batches whose edits act at different places cannot be joined; expected prompts of one"
+    for parts in ([here, there], [here, zoo.batch(zoo.ROWS[:1])], [here, longer]):
+        with pytest.raises(ShapeError, match=words):
+            Batch.join(parts)
+    joined = Batch.join([here, here])
+    assert joined.also == (1,)
+    assert joined.sites.tolist() == [[4, 1], [4, 1]]
+    assert Batch.join([zoo.batch(zoo.ROWS[:1]), zoo.batch(zoo.ROWS[3:4])]).also == ()

@@ -12,6 +12,7 @@ from tvlens.metrics import (
     Interval,
     bootstrap_mean,
     bootstrap_mean_axis,
+    bootstrap_ratio_axis,
     is_top1,
     kl_divergence,
     target_log_prob,
@@ -228,3 +229,70 @@ def test_bootstrap_refuses_impossible_settings(options):
         bootstrap_mean(np.ones(3), **options)
     with pytest.raises(TvlensError, match="confidence between 0 and 1 and at least 1 resample"):
         bootstrap_mean_axis(np.ones((3, 1, 1)), **options)
+
+
+def pairs(n=60):
+    generator = np.random.default_rng(2)
+    above = generator.exponential(size=(n, 2, 3))
+    return above, above * generator.uniform(0.2, 1.0, size=above.shape) + 0.1
+
+
+def test_the_ratio_of_means_and_its_interval_are_scipys():
+    above, below = pairs()
+    value, low, high = bootstrap_ratio_axis(above, below, seed=3)
+    assert value.numpy() == pytest.approx(above.mean(axis=0) / below.mean(axis=0))
+    for row, column in ((0, 0), (1, 2)):
+        numbers = above[:, row, column], below[:, row, column]
+        reference = stats.bootstrap(
+            numbers,
+            lambda x, y, axis: x.mean(axis=axis) / y.mean(axis=axis),
+            paired=True,
+            vectorized=True,
+            method="percentile",
+            n_resamples=2000,
+            rng=np.random.default_rng(3),
+        ).confidence_interval
+        found = float(low[row, column]), float(high[row, column])
+        assert found == pytest.approx((reference.low, reference.high), rel=0.02)
+        # The intervals of two means that are not resampled together are much wider.
+        alone = [bootstrap_mean(x, seed=3) for x in numbers]
+        apart = alone[0].high / alone[1].low - alone[0].low / alone[1].high
+        assert found[1] - found[0] < 0.5 * apart
+
+
+@pytest.mark.parametrize("factor", [2.0, 0.5, 4.0])
+def test_columns_in_proportion_have_that_ratio_for_certain(factor):
+    values = torch.rand(9, 4, generator=torch.Generator().manual_seed(0))
+    for part in bootstrap_ratio_axis(factor * values, values):
+        assert part.tolist() == [factor] * 4
+
+
+def test_ratios_repeat_with_their_seed_whatever_their_blocks(monkeypatch):
+    above, below = pairs(20)
+    whole = bootstrap_ratio_axis(above, below, seed=1)
+    assert not torch.equal(bootstrap_ratio_axis(above, below, seed=2)[1], whole[1])
+    monkeypatch.setattr(metrics, "_MAX_ELEMENTS", 5001)
+    for one, other in zip(bootstrap_ratio_axis(above, below, seed=1), whole, strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=1e-12)
+
+
+def test_a_wider_confidence_is_a_wider_interval_around_the_ratio():
+    above, below = pairs()
+    value, low, high = bootstrap_ratio_axis(above, below)
+    _, inner_low, inner_high = bootstrap_ratio_axis(above, below, confidence=0.5)
+    assert (low < inner_low).all()
+    assert (inner_low < value).all()
+    assert (value < inner_high).all()
+    assert (inner_high < high).all()
+
+
+def test_ratios_of_other_prompts_or_broken_numbers_are_refused(unchecked):
+    with pytest.raises(ShapeError, match=r"got shapes \[4, 2\] and \[3, 2\]; measure both on one"):
+        bootstrap_ratio_axis(np.ones((4, 2)), np.ones((3, 2)))
+    with pytest.raises(ShapeError, match=r"values of shape \[0, 2\] hold nothing"):
+        bootstrap_ratio_axis(np.ones((0, 2)), np.ones((0, 2)))
+    broken = np.ones((4, 2))
+    broken[2, 1] = math.nan
+    for both in ((broken, np.ones((4, 2))), (np.ones((4, 2)), broken)):
+        with pytest.raises(NumericalError, match=r"1 of 8 values .*first: nan at prompt 2"):
+            bootstrap_ratio_axis(*both)

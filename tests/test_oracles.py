@@ -90,3 +90,41 @@ def test_without_examples_the_mean_of_all_functions_is_predicted(name):
 def test_one_example_is_enough_to_predict(name):
     found = EVERY[name](torch.ones(2, 1, 3), torch.ones(2, 1), torch.ones(2, 3))
     assert torch.isfinite(found).all()
+
+
+def test_the_oracle_that_is_best_on_the_prompts_is_chosen():
+    def constant(value):
+        return lambda xs, ys, query: torch.full((len(query),), value)
+
+    xs, ys, query, answer, _ = linear_prompts()
+    candidates = {
+        "far": constant(9.0),
+        "near": constant(float(answer.mean())),
+        "low": constant(-7.0),
+    }
+    assert oracles.choose_oracle(candidates, xs, ys, query, answer) == "near"
+    assert oracles.choose_oracle(candidates, xs, ys, query, torch.full((3,), 8.0)) == "far"
+    # Not by the largest error of one prompt, but by the mean of squares.
+    skewed = torch.tensor([0.0, 0.0, 4.0])
+    pair = {"zero": constant(0.0), "four": constant(4.0)}
+    assert oracles.choose_oracle(pair, xs, ys, query, skewed) == "zero"
+
+
+def test_sparse_functions_are_best_fitted_with_a_penalty():
+    generator = torch.Generator().manual_seed(0)
+    xs = torch.randn(12, 9, 8, generator=generator)
+    weights = torch.zeros(12, 8)
+    weights[:, 0] = torch.randn(12, generator=generator).sign() * 2
+    ys = torch.einsum("bpd,bd->bp", xs, weights)
+    shown = xs[:, :6], ys[:, :6], xs[:, 8]
+    candidates = {str(alpha): oracles.lasso(alpha) for alpha in (0.001, 0.1, 100.0)}
+    found = oracles.choose_oracle(candidates, *shown, ys[:, 8])
+    errors = {
+        name: sum(
+            float(predict(*(x[i : i + 1] for x in shown))[0] - ys[i, 8]) ** 2 for i in range(12)
+        )
+        for name, predict in candidates.items()
+    }
+    assert found == min(errors, key=errors.get)
+    assert found != "100.0"
+    assert max(errors.values()) == errors["100.0"]

@@ -189,3 +189,16 @@ def test_a_truncated_checkpoint_is_refused(tmp_path):
     (folder / "state.pt").write_bytes(content[: len(content) // 2])
     with pytest.raises(RunError, match="reading failed with"):
         load_garg(folder)
+
+
+def test_the_digest_changes_with_every_weight(tmp_path):
+    made = model()
+    digests = {made.digest}
+    assert model().digest == made.digest
+    for parameter in made.parameters():
+        parameter.data.flatten()[-1] += 1e-3
+        digests.add(made.digest)
+    assert len(digests) == 1 + len(list(made.parameters()))
+    path = tmp_path / "m.safetensors"
+    save_regression(made, path, {}, dtype=torch.float32)
+    assert load_regression(path)[0].digest == made.digest

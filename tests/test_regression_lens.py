@@ -1,9 +1,9 @@
 """The same questions asked of a regression model: one lens, one replay, one set of methods."""
 
 from dataclasses import replace
-from functools import cache
 
 import pytest
+import tiny_regression as tiny
 import torch
 import zoo
 
@@ -15,7 +15,6 @@ from tvlens.models.batch import Batch
 from tvlens.readout import FirstToken, SquaredError
 from tvlens.tasks.function_task import FunctionTask
 from tvlens.tasks.functions import function_class
-from tvlens.training import preset, train
 
 TASK = FunctionTask("linear", function_class("linear", 1))
 SETTINGS = tvlens.FitSettings(
@@ -23,15 +22,9 @@ SETTINGS = tvlens.FitSettings(
 )
 
 
-@cache
-def trained():
-    return train("linear", preset("tiny")).model
-
-
 @pytest.fixture(scope="module", params=zoo.KINDS)
 def lens(request):
-    """A lens on a tiny model that learns lines from up to 6 points, with positions for 16."""
-    return tvlens.load(trained(), backend=request.param, name="tiny")
+    return tiny.lens(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +42,7 @@ def test_errors_are_those_of_the_trained_module(lens):
     prompts = TASK.prompts("test", shots=5, n=8)
     table = tvlens.evaluate(lens, TASK, {}, kinds=("clean",), shots=5, n=8)
     with torch.no_grad():
-        predicted = trained()(prompts.xs, prompts.ys)[:, -1]
+        predicted = tiny.trained()(prompts.xs, prompts.ys)[:, -1]
     expected = float((predicted - prompts.target).square().mean())
     (row,) = table.to_dict("records")
     assert (row["method"], row["metric"], row["n"]) == ("icl", "squared_error", 8)

@@ -9,11 +9,13 @@ from commands import ok
 
 import tvlens
 from tvlens import oracles
-from tvlens.errors import UnknownNameError
-from tvlens.models.shipped import list_shipped, load_shipped
+from tvlens.errors import RunError, UnknownNameError
+from tvlens.models.regression import RegressionTransformer, save_regression
+from tvlens.models.shipped import is_regression, list_shipped, load_shipped, read_regression
 from tvlens.readout import SquaredError
 from tvlens.tasks.function_task import FunctionTask
 from tvlens.tasks.functions import function_class
+from tvlens.training import preset
 
 NAMES = list_shipped()
 BELOW = {
@@ -110,3 +112,50 @@ def test_all_of_them_fit_the_package():
     files = list(folder.iterdir())
     assert {file.stem for file in files} == set(NAMES)
     assert sum(file.stat().st_size for file in files) <= 25e6
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A model of somebody's own, with the variance of its class in the card."""
+    made = RegressionTransformer(preset("tiny").sizes)
+    zoo.randomise(made)
+    path = tmp_path / "mine.safetensors"
+    save_regression(made, path, {"variance": 2.5}, dtype=torch.float32)
+    return path, made
+
+
+def test_names_and_files_of_regression_models_are_told_from_others(file):
+    path, _ = file
+    for model in (NAMES[0], str(path), path, "nowhere.safetensors"):
+        assert is_regression(model)
+    for model in ("smollm2-135m", "linear", path.parent, torch.nn.Linear(1, 1)):
+        assert not is_regression(model)
+
+
+def test_a_regression_model_is_read_by_its_name_or_its_file(file):
+    path, made = file
+    found, card = read_regression(NAMES[0])
+    expected, expected_card = load_shipped(NAMES[0])
+    assert (found.digest, card) == (expected.digest, expected_card)
+    for given in (path, str(path)):
+        found, card = read_regression(given)
+        assert (found.digest, card) == (made.digest, {"variance": 2.5})
+    words = r"no regression model 'nowhere.safetensors': no shipped model has this name \(linear-sm"
+    with pytest.raises(UnknownNameError, match=words):
+        read_regression("nowhere.safetensors")
+    path.write_bytes(b"no model")
+    with pytest.raises(RunError, match=r"cannot read .*mine\.safetensors"):
+        read_regression(path)
+
+
+@pytest.mark.parametrize("kind", zoo.KINDS)
+def test_a_lens_on_a_file_reads_errors_over_the_variance_of_its_card(file, kind):
+    path, made = file
+    lens = tvlens.load(path, backend=kind)
+    assert lens.name == "mine"
+    assert tvlens.load(str(path), backend=kind, name="other").name == "other"
+    asked = FunctionTask("t", function_class("linear", 1)).prompts("test", shots=4, n=5)
+    error = lens.outputs(asked, tvlens.NoEdit(lens.n_layer), lens.readout.measure)[:, 0, 0]
+    with torch.no_grad():
+        off = made.eval()(asked.xs, asked.ys)[:, -1] - asked.target
+    assert zoo.off(error, off.square() / 2.5) < 1e-4

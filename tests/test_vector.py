@@ -1,12 +1,22 @@
 from dataclasses import replace
 
 import pytest
+import tiny_regression as tiny
 import torch
 import zoo
 
-from tvlens.edits import NoEdit
-from tvlens.errors import NumericalError, RunError, ShapeError
-from tvlens.methods.vector import TaskVector, require_fit, stack_vectors
+import tvlens
+from tvlens.arguments import read_vector
+from tvlens.edits import AddHeads, AddToResidual, NoEdit
+from tvlens.errors import NumericalError, RunError, ShapeError, TaskError
+from tvlens.methods.vector import (
+    HeadMixture,
+    TaskVector,
+    edits_of,
+    require_fit,
+    stack_mixtures,
+    stack_vectors,
+)
 
 
 def vector(layers=(0, 2), sign=1.0, model="llama", **changes):
@@ -103,3 +113,114 @@ def test_vectors_of_another_model_are_refused(lens):
     with pytest.raises(ShapeError, match="'other' has 3 layers"):
         vector() + other
     require_fit(other, 3, 16, "any")
+
+
+def test_a_mixture_in_place_adds_every_head_at_its_own_layer():
+    weights = torch.tensor([[0.5, -1.0], [2.0, 0.0], [1.0, 3.0]])
+    outputs = torch.arange(1.0, 25).view(3, 2, 4)
+    made = HeadMixture.in_place(weights, "m", "made").of_outputs(outputs)
+    assert made.vectors.tolist() == [
+        [sum(float(weights[n, h] * outputs[n, h, d]) for h in range(2)) for d in range(4)]
+        for n in range(3)
+    ]
+    assert (made.layers, made.model, made.origin) == ((0, 1, 2), "m", "made")
+
+
+def mixture(seed=0, layers=(1,), n_head=2, n_layer=2):
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(n_layer, n_layer, n_head, generator=generator)
+    return HeadMixture(mix, layers, "tiny", f"mixture {seed}")
+
+
+def test_a_mixture_sums_heads_of_every_layer_where_it_says():
+    outputs = torch.randn(2, 2, 4, generator=torch.Generator().manual_seed(1))
+    made = mixture(layers=(0, 1))
+    found = made.of_outputs(outputs)
+    for to_layer in range(2):
+        expected = sum(
+            made.mix[to_layer, layer, head] * outputs[layer, head]
+            for layer in range(2)
+            for head in range(2)
+        )
+        assert torch.allclose(found.vectors[to_layer], expected)
+
+
+def test_the_mixture_of_means_is_that_of_their_outputs():
+    means = tvlens.mean_head_outputs(tiny.lens(), tiny.TASK.prompts("train", shots=5, n=4))
+    found = mixture().of_means(means)
+    assert torch.equal(found.vectors, mixture().of_outputs(means.outputs).vectors)
+    assert found.layers == (1,)
+
+
+def test_a_mixture_saved_and_read_back(tmp_path):
+    made = mixture(layers=(0, 1))
+    made.save(tmp_path / "m.safetensors")
+    for found in (
+        HeadMixture.load(tmp_path / "m.safetensors"),
+        read_vector(tmp_path / "m.safetensors"),
+    ):
+        assert isinstance(found, HeadMixture)
+        assert torch.equal(found.mix, made.mix)
+        assert (found.layers, found.model, found.origin) == ((0, 1), "tiny", "mixture 0")
+
+
+def test_mixtures_that_are_not_finite_or_do_not_fit_are_refused():
+    broken = mixture().mix.clone()
+    broken[0, 1, 1] = torch.nan
+    with pytest.raises(NumericalError, match="weights of made hold NaN or infinite numbers"):
+        HeadMixture(broken, (0,), "tiny", "made")
+    words = (
+        r"mixture 0 of 'tiny' weighs \(2, 3\) \(layer, head\), model 'tiny' has \(2, 2\); make it "
+        "on the model it is used on"
+    )
+    with pytest.raises(ShapeError, match=words):
+        mixture(n_head=3).of_outputs(torch.zeros(2, 2, 4))
+    with pytest.raises(ShapeError, match=words):
+        edits_of([mixture(n_head=3)], tiny.lens(), tiny.TASK.prompts("test", n=1))
+
+
+@pytest.mark.parametrize("kind", zoo.KINDS)
+def test_shared_vectors_and_mixtures_act_together_as_alone(kind):
+    lens = tiny.lens(kind)
+    prompts = tiny.TASK.prompts("test", shots=8, n=3)
+    values = torch.randn(2, 32, generator=torch.Generator().manual_seed(2))
+    shared = TaskVector(values, (0,), "tiny", "random")
+    vectors = [mixture(), shared, mixture(1, (0, 1)), TaskVector.none(lens)]
+    edits = edits_of(vectors, lens, prompts)
+    assert [(type(edit), places) for edit, places in edits] == [
+        (AddToResidual, [1, 3]),
+        (AddHeads, [0, 2]),
+    ]
+    found = torch.empty(3, 4)
+    for edit, places in edits:
+        found[:, places] = lens.outputs(prompts, edit, lambda outputs, _: outputs[..., 0])
+    donors = prompts.donors()
+    for place, vector in enumerate(vectors):
+        if isinstance(vector, HeadMixture):
+            expected = tiny.predictions(lens, prompts, donors, vector.mix, vector.layers)
+        else:
+            edit = stack_vectors([vector], lens)
+            expected = lens.outputs(prompts, edit, lambda outputs, _: outputs[..., 0])[:, 0]
+        assert zoo.off(found[:, place], expected) < 1e-4
+
+
+def test_edits_are_only_of_what_there_is():
+    lens, prompts = tiny.lens(), tiny.TASK.prompts("test", n=2)
+    none = TaskVector.none(lens)
+    assert [places for _, places in edits_of([none, none], lens, prompts)] == [[0, 1]]
+    assert [places for _, places in edits_of([mixture()], lens, prompts)] == [[0]]
+    assert edits_of([], lens, prompts) == []
+    # Without mixtures no donors are needed.
+    unknown = replace(tiny.TASK, train_points=None).prompts("test", n=2)
+    assert len(edits_of([none], lens, unknown)) == 1
+    with pytest.raises(TaskError, match="no donors to take head outputs from"):
+        edits_of([none, mixture()], lens, unknown)
+
+
+def test_stacked_mixtures_are_variants_in_order():
+    lens = tiny.lens()
+    outputs = torch.randn(3, 2, 2, 32, generator=torch.Generator().manual_seed(0))
+    edit = stack_mixtures([mixture(), mixture(1, (0,))], outputs, lens)
+    assert edit.active.tolist() == [[False, True], [True, False]]
+    assert torch.equal(edit.mix[1], mixture(1).mix)
+    assert edit.outputs is outputs

@@ -19,7 +19,8 @@ from tvlens.interventions import intervene
 from tvlens.lens import Lens
 from tvlens.loading import load
 from tvlens.mediation import IndirectEffects, indirect_effects, mediation_prompts
-from tvlens.methods.fit import FitSettings, attribute, fit_ltv
+from tvlens.methods.attribution import attribute
+from tvlens.methods.fit import FitSettings, fit_ltv
 from tvlens.methods.fv import choose_function_vectors, function_vector, function_vector_per_layer
 from tvlens.methods.ltv import LearnableTaskVector, permuted_controls, random_controls
 from tvlens.methods.vector import TaskVector

@@ -19,7 +19,8 @@ from tvlens.models.regression import save_regression
 from tvlens.models.shipped import is_regression, list_shipped, load_shipped, read_regression
 from tvlens.options import BackendOption, OutOption, SeedOption, StepsOption
 from tvlens.progress import progress_bar
-from tvlens.regression_study import RegressionSettings, study_functions
+from tvlens.regression_plan import RegressionSettings
+from tvlens.regression_study import study_functions
 from tvlens.runs import Run
 from tvlens.tasks.function_task import FunctionTask
 from tvlens.tasks.functions import function_class

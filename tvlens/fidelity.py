@@ -85,13 +85,14 @@ def prompt_sets(
         return [task.prompts(split, shots=shots, n=n, seed=seed, kind=kind)]
     if kind == "clean" and task.has_curves:
         return [task.curves(split, points=points, n=n, seed=seed)]
-    least = 2 if task.has_curves else 1
+    least = 3 if kind == "shuffled" else 2
     most = max(points) if task.has_curves else task.functions.n_dims
-    allowed = [p for p in points if least < p <= most]
+    allowed = [p for p in points if least <= p <= most]
     if not allowed:
+        limit = "" if task.has_curves else f" and at most {most}"
         raise TaskError(
             f"task {task.name!r}: no {kind} prompts of shift {task.shift!r} have "
-            f"{list(points)} points; expected a number from {least + 1} to {most}"
+            f"{list(points)} points; expected at least {least}{limit}"
         )
     return [task.prompts(split, shots=p - 1, n=n, seed=seed, kind=kind) for p in allowed]
 

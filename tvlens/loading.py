@@ -41,7 +41,8 @@ def load(
             model (`tvlens regression models`), a file of one that tvlens trained, a folder or
             Hugging Face name of a causal language model, a Hugging Face model in memory, a
             RegressionTransformer, or a HookedTransformer or TransformerBridge of your own, which is
-            used as it is.
+            used as it is. A bridge takes over the modules of a model in memory: give every lens a
+            model of its own.
         tokenizer: overrides the model's tokenizer.
         backend: "bridge" (TransformerBridge) or "hooked" (HookedTransformer, transformer-lens 3);
             ignored for a model of your own that is one of the two.

@@ -201,7 +201,11 @@ def bootstrap_ratio_axis(
     # Where the denominator is zero the ratio is infinite, and is reported so.
     with np.errstate(divide="ignore", invalid="ignore"):
         value = both[:, :half].mean(axis=0) / both[:, half:].mean(axis=0)
-        low, high = np.quantile(means[:, :half] / means[:, half:], tails, axis=0)
+        ratios = means[:, :half] / means[:, half:]
+    ratios[means[:, half:] == 0] = np.inf
+    # Infinite ratios cannot be interpolated.
+    method: Any = "linear" if np.isfinite(ratios).all() else "nearest"
+    low, high = np.quantile(ratios, tails, axis=0, method=method)
     value, low, high = (torch.from_numpy(np.reshape(x, shape)) for x in (value, low, high))
     return value, low, high
 

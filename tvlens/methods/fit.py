@@ -4,7 +4,7 @@ position.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tvlens.edits import AddToResidual
 from tvlens.errors import NumericalError, RunError, TaskError
 from tvlens.heads import HeadMeans
 from tvlens.lens import Lens
+from tvlens.methods.attribution import POINTS, add_vectors, attribute_samples
 from tvlens.methods.ltv import Granularity, LearnableTaskVector, Start
-from tvlens.methods.sample import Sample, read_samples
+from tvlens.methods.sample import Sample
 from tvlens.storage import load_tensors, save_tensors
 from tvlens.tasks.prompts import PromptKind, PromptSet, PromptSource
 
@@ -78,7 +78,6 @@ class FitSettings:
 
 
 DEFAULT_SETTINGS = FitSettings()
-_POINTS = 8
 
 
 def fit_ltv(
@@ -115,7 +114,8 @@ def fit_ltv(
         ShapeError: the means are of another model.
         NumericalError: the loss is not finite, or training diverges.
         RunError: the checkpoint is of other settings, means or start, or cannot be read.
-        TaskError: `settings.per_prompt` is asked of a task whose prompts have no donors.
+        TaskError: `settings.per_prompt` is asked of a task whose prompts have no donors, or `read`
+            holds other prompts than these settings ask for.
     """
     means.require_fit(lens)
     if settings.per_prompt and settings.granularity != "head":
@@ -125,6 +125,7 @@ def fit_ltv(
         )
     if read is None:
         read = read_fit_prompts(lens, task, settings, seed)
+    read.require_fit(task, settings, seed)
     training, validation = read.training, read.validation
     if not settings.per_prompt:
         training, validation = training.without_donors(), validation.without_donors()
@@ -169,8 +170,8 @@ def fit_ltv(
         ltv.omega.data.copy_(trainer.best)
         ltv.mask.copy_(trainer.best_mask)
         ltv.history = pd.DataFrame(trainer.rows)
-        rows = max(1, lens.max_rows // _POINTS)
-        _attribute(lens, ltv, validation.pieces(rows), _POINTS)
+        rows = max(1, lens.max_rows // POINTS)
+        attribute_samples(lens, ltv, validation.pieces(rows), POINTS)
     return ltv
 
 
@@ -181,10 +182,32 @@ class FitPrompts:
     Attributes:
         training: prompts of every kind and length in turn.
         validation: prompts of the validation split.
+        drawn: what they were drawn by.
     """
 
     training: Sample
     validation: Sample
+    drawn: tuple[object, ...]
+
+    def require_fit(self, task: PromptSource, settings: FitSettings, seed: int) -> None:
+        """Refuse prompts that a training with these settings would not have drawn.
+
+        Raises:
+            TaskError: they are of another task, seed, kind, length or number, or lack donors.
+        """
+        expected = _drawn(task, settings, seed)
+        if self.drawn != expected or (settings.per_prompt and self.training.outputs is None):
+            donors = "with" if self.training.outputs is not None else "without"
+            raise TaskError(
+                f"fit_ltv got prompts read {donors} donors for {self.drawn}; expected those of "
+                f"{expected}{', with donors' if settings.per_prompt else ''}: read them with "
+                "read_fit_prompts and the same settings and seed"
+            )
+
+
+def _drawn(task: PromptSource, settings: FitSettings, seed: int) -> tuple[object, ...]:
+    s = settings
+    return task.digest, s.kinds, s.lengths, s.n_prompts, s.n_validation, seed
 
 
 def read_fit_prompts(
@@ -209,7 +232,7 @@ def read_fit_prompts(
         )
     )
     n_sets = len(settings.kinds) * len(settings.lengths)
-    return FitPrompts(training.in_turn(n_sets), validation)
+    return FitPrompts(training.in_turn(n_sets), validation, _drawn(task, settings, seed))
 
 
 def training_prompts(task: PromptSource, settings: FitSettings, seed: int) -> list[PromptSet]:
@@ -231,51 +254,8 @@ def validation_prompts(task: PromptSource, settings: FitSettings, seed: int) -> 
     ]
 
 
-def attribute(
-    lens: Lens, ltv: LearnableTaskVector, prompts: Sequence[PromptSet], *, points: int = _POINTS
-) -> Float[Tensor, "layer head"]:
-    """What each head's term adds to the log-probability of the answer, averaged over prompts.
-
-    Integrated gradients along alpha * omega from alpha 0 to 1, by the midpoint rule
-    (Sundararajan, Taly and Yan, ICML 2017): the attributions sum to the whole gain of the vector.
-    They are also stored in `ltv.effect` and give contributions their sign.
-
-    Args:
-        lens: the model.
-        ltv: a trained vector.
-        prompts: prompts that do not carry the task, of the validation split.
-        points: midpoints of the path.
-    """
-    rows = max(1, lens.max_rows // points)
-    with lens.frozen():
-        return _attribute(lens, ltv, read_samples(lens, prompts, ltv.per_prompt, rows), points)
-
-
-def _attribute(
-    lens: Lens, ltv: LearnableTaskVector, samples: Iterable[Sample], points: int
-) -> Float[Tensor, "layer head"]:
-    alphas = ((torch.arange(points) + 0.5) / points).to(ltv.omega.device)
-    weights = ltv.weights.detach()
-    total, count = torch.zeros_like(weights), 0
-    for sample in samples:
-        along = (alphas[:, None, None] * weights).requires_grad_()
-        outputs = ltv.outputs[None] if sample.outputs is None else sample.outputs
-        vectors = torch.einsum("vlh,blhd->bvld", along, outputs)
-        reading = sample.reading
-        loss = lens.readout.loss(lens.engine.run(reading, _add(vectors)), reading.batch)
-        (gradient,) = torch.autograd.grad(-loss.sum() / points, along)
-        total += weights * gradient.sum(dim=0)
-        count += len(reading)
-    ltv.effect.copy_(total / count)
-    return ltv.effect
-
-
 def _digest(tensor: Tensor) -> str:
     return hashlib.sha256(tensor.cpu().numpy().tobytes()).hexdigest()[:16]
-
-
-def _add(vectors: Float[Tensor, "some_batch variant layer d_model"]) -> AddToResidual:
-    return AddToResidual(vectors, vectors.new_ones(vectors.shape[1:3], dtype=torch.bool))
 
 
 class _Trainer:
@@ -304,7 +284,7 @@ class _Trainer:
 
     def _losses(self, sample: Sample) -> Float[Tensor, " batch"]:
         vectors = self.ltv()[None] if sample.outputs is None else self.ltv(sample.outputs)
-        outputs = self.lens.engine.run(sample.reading, _add(vectors[:, None]))
+        outputs = self.lens.engine.run(sample.reading, add_vectors(vectors[:, None]))
         return self.lens.readout.loss(outputs, sample.reading.batch)[:, 0]
 
     def train_step(self, training: Sample) -> float:

@@ -112,6 +112,13 @@ class HeadMixture:
     origin: str
 
     def __post_init__(self) -> None:
+        n_layer = self.mix.shape[1]
+        if self.mix.shape[0] != n_layer or not all(0 <= n < n_layer for n in self.layers):
+            raise ShapeError(
+                f"{self.origin}: mix of shape {tuple(self.mix.shape)} (to_layer, layer, head) with "
+                f"layers {self.layers}; expected as many layers to add at as there are layers of "
+                f"heads, and layers from 0 to {n_layer - 1}"
+            )
         if not torch.isfinite(self.mix).all():
             raise NumericalError(
                 f"weights of {self.origin} hold NaN or infinite numbers; expected finite ones"

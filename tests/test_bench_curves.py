@@ -1,0 +1,55 @@
+"""The benchmark of error curves measures two ways to the same numbers."""
+
+import math
+
+import pytest
+
+from tvlens import bench_curves as module
+from tvlens.bench_curves import CurveBenchSettings, bench_curves
+
+SETTINGS = CurveBenchSettings(preset="tiny", n_points=8, n_prompts=2, n_vectors=2, repeats=1)
+
+
+def test_both_ways_give_the_same_curves_in_some_time():
+    found = bench_curves(SETTINGS)
+    assert (found["n_points"], found["n_prompts"], found["n_vectors"]) == (8, 2, 2)
+    for name in ("bare", "vectors"):
+        loop, replay = (found[f"{way}_{name}_seconds"] for way in ("loop", "replay"))
+        assert 0 < loop < math.inf
+        assert 0 < replay < math.inf
+        assert found[f"ratio_{name}"] == pytest.approx(loop / replay)
+        assert 0 <= found[f"largest_difference_{name}"] < 1e-5
+
+
+def test_a_way_that_goes_wrong_shows_in_the_difference(monkeypatch):
+    right = module._replay
+
+    def wrong(lens, curves, edit):
+        curve = right(lens, curves, edit).clone()
+        curve[1, 3] += 0.5
+        return curve
+
+    monkeypatch.setattr(module, "_replay", wrong)
+    found = bench_curves(SETTINGS)
+    for name in ("bare", "vectors"):
+        assert found[f"largest_difference_{name}"] == pytest.approx(0.5, abs=1e-4)
+
+
+def test_the_loop_and_replay_are_asked_the_same(monkeypatch):
+    """Every number of points of every prompt under every vector, and each as often as asked."""
+    shapes = []
+
+    def noted(way):
+        def draw(lens, curves, edit):
+            found = way(lens, curves, edit)
+            shapes.append((way.__name__, tuple(found.shape)))
+            return found
+
+        return draw
+
+    for name in ("_loop", "_replay"):
+        monkeypatch.setattr(module, name, noted(getattr(module, name)))
+    bench_curves(CurveBenchSettings(preset="tiny", n_points=5, n_prompts=3, n_vectors=2, repeats=2))
+    bare = [("_loop", (3, 5, 1)), ("_replay", (3, 5, 1))] * 2
+    vectors = [("_loop", (3, 5, 2)), ("_replay", (3, 5, 2))] * 2
+    assert shapes == bare + vectors

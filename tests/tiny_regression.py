@@ -1,0 +1,71 @@
+"""A tiny regression model that learns lines, trained while the tests run, and its task."""
+
+from dataclasses import replace
+from functools import cache
+
+import torch
+from torch import Tensor
+
+import tvlens
+from tvlens.edits import AddToResidual
+from tvlens.interventions import WholePassEngine
+from tvlens.lens import Lens
+from tvlens.models.regression import RegressionTransformer
+from tvlens.tasks.function_task import FunctionTask
+from tvlens.tasks.functions import function_class
+from tvlens.tasks.points import PointPrompts
+from tvlens.training import preset, train
+
+TRAINED = 6
+TASK = FunctionTask("linear", function_class("linear", 1), train_points=TRAINED)
+
+
+@cache
+def trained() -> RegressionTransformer:
+    """A model that learns lines from up to 6 points, with positions for 16."""
+    return train("linear", preset("tiny")).model
+
+
+def lens(kind: str = "bridge") -> Lens:
+    """A lens on `trained()`, the same one every time: a second bridge would take its modules."""
+    return _lens(kind)
+
+
+@cache
+def _lens(kind: str) -> Lens:
+    return tvlens.load(trained(), backend=kind, name="tiny")
+
+
+def row(prompts: PointPrompts, i: int) -> PointPrompts:
+    """One of the prompts, alone."""
+    one = slice(i, i + 1)
+    return replace(
+        prompts, xs=prompts.xs[one], ys=prompts.ys[one], target=prompts.target[one], donor=None
+    )
+
+
+@torch.no_grad()
+def head_outputs(lens: Lens, prompts: PointPrompts) -> Tensor:
+    """What every head writes at each prompt's query, `[prompt layer head d_model]`, read whole."""
+    z = WholePassEngine(lens.backend).read(lens.encode(prompts)).z
+    return torch.stack([z[:, n, :, None] @ lens.w_o[n] for n in range(lens.n_layer)], 1)[..., 0, :]
+
+
+@torch.no_grad()
+def predictions(
+    lens: Lens, prompts: PointPrompts, donors: PointPrompts, mix: Tensor, layers: tuple[int, ...]
+) -> Tensor:
+    """Each prompt run whole and alone, with the vectors that its own donor's heads add up to.
+
+    `mix` is of shape `[to_layer layer head]`.
+    """
+    engine = WholePassEngine(lens.backend)
+    active = torch.zeros(1, lens.n_layer, dtype=torch.bool)
+    active[0, list(layers)] = True
+    found = []
+    for i in range(len(prompts)):
+        outputs = head_outputs(lens, row(donors, i))[0]
+        vectors = (mix[..., None] * outputs).sum(dim=(1, 2))
+        edit = AddToResidual(vectors[None, None], active)
+        found.append(engine.run_batch(lens.encode(row(prompts, i)), edit)[0, 0, 0])
+    return torch.stack(found)
