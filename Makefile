@@ -1,7 +1,8 @@
 # make            says what there is
 # make test       sets everything up and passes all tests
-# make reproduce  sets everything up and runs the study; LTV_SEEDS=2 trains every vector twice and
-#                 says how far two trainings agree
+# make reproduce  sets everything up and runs the studies of both modalities; LTV_SEEDS=2 trains every
+#                 vector twice and says how far two trainings agree, and
+#                 FUNCTIONS=linear,sparse-linear,relu,tree studies every shipped regression model
 #
 # What is done is noted in a stamp file inside the environment it was done for, and only when it
 # succeeded: a second call redoes nothing, an interrupted one goes on where it stopped.
@@ -10,9 +11,17 @@ PYTHON ?= python3
 MODEL = smollm2-135m
 STUDY_TASKS = present-past,singular-plural,country-nationality,verb-gerund,capitalize-word
 STUDY_RUN = runs/text
+REGRESSION_RUN = runs/regression
+BOTH_RUN = runs/both
+FUNCTIONS ?= linear
 LTV_SEEDS ?= 1
-STUDY = .venv/bin/python analyses/text_study.py --model $(MODEL) --tasks $(STUDY_TASKS) \
-	--ltv-seeds $(LTV_SEEDS) --seed 0 --out $(STUDY_RUN)
+PYTHON_RUN = .venv/bin/python
+STUDY = $(PYTHON_RUN) analyses/text_study.py --model $(MODEL) --tasks $(STUDY_TASKS) \
+	--ltv-seeds $(LTV_SEEDS) --control-draws 1 --seed 0 --out $(STUDY_RUN)
+REGRESSION_STUDY = $(PYTHON_RUN) analyses/regression_study.py --functions $(FUNCTIONS) \
+	--ltv-seeds $(LTV_SEEDS) --n-test 256 --seed 0 --out $(REGRESSION_RUN)
+BOTH = $(PYTHON_RUN) analyses/modalities.py --text $(STUDY_RUN) --regression $(REGRESSION_RUN) \
+	--out $(BOTH_RUN)
 
 ENVIRONMENTS = .venv .venv-tl4
 PIP_INSTALL = bin/python -m pip install --quiet
@@ -43,9 +52,11 @@ test: setup setup-tl4 check  ## all checks and tests, the tests in both environm
 	.venv-tl4/bin/python -m pytest
 
 reproduce: export HF_HUB_OFFLINE = 1
-reproduce: setup  ## the study of learned heads against function-vector heads
+reproduce: setup  ## learned heads against function-vector heads, on text and on regression
+	$(REGRESSION_STUDY)
 	$(STUDY)
-	@echo "Tables, figures and the manifest are in $(CURDIR)/$(STUDY_RUN)"
+	$(BOTH)
+	@echo "Tables, figures and manifests are in $(STUDY_RUN), $(REGRESSION_RUN) and $(BOTH_RUN)"
 
 clean:  ## remove environments and caches; keeps runs/ and the downloaded model
 	rm -rf $(ENVIRONMENTS) .pytest_cache .mypy_cache .ruff_cache build dist

@@ -45,6 +45,7 @@ def main(
     steps: options.StepsOption = None,
     ltv_seeds: int = 3,
     n_test: int | None = None,
+    control_draws: int = 3,
 ) -> None:
     """The text study of several tasks and its summary over them."""
     cli.text(
@@ -58,6 +59,7 @@ def main(
         steps=steps,
         ltv_seeds=ltv_seeds,
         n_test=n_test,
+        control_draws=control_draws,
     )
     methods = method_summary(pd.read_csv(out / "results.csv"))
     print("\nFirst-token accuracy with 95% intervals over test prompts\n")

@@ -82,7 +82,7 @@ def test_what_cannot_be_trained_is_refused_and_claims_no_folder(tmp_path):
     assert "unknown preset 'huge'" in mistake(*words, "--preset", "huge", kind=UnknownNameError)
     words = [*TRAIN, "--functions", "linear", *out]
     message = mistake(*words, "--start", tmp_path / "no.safetensors", kind=UnknownNameError)
-    assert "no such file, and no shipped model (linear-small" in message
+    assert "no shipped model has this name (linear-small" in message
     assert not (tmp_path / "run").exists()
 
 

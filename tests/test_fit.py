@@ -9,9 +9,9 @@ from tvlens.edits import AddToResidual, NoEdit
 from tvlens.errors import NumericalError, RunError, ShapeError, TaskError
 from tvlens.heads import mean_head_outputs
 from tvlens.interventions import WholePassEngine
+from tvlens.methods.attribution import attribute
 from tvlens.methods.fit import (
     FitSettings,
-    attribute,
     fit_ltv,
     training_prompts,
     validation_prompts,

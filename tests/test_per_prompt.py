@@ -15,9 +15,9 @@ from tvlens.edits import ReplaceHeads
 from tvlens.errors import TaskError
 from tvlens.evaluate import evaluate_prompts
 from tvlens.interventions import WholePassEngine
+from tvlens.methods.attribution import attribute
 from tvlens.methods.fit import (
     FitSettings,
-    attribute,
     read_fit_prompts,
     training_prompts,
     validation_prompts,

@@ -13,7 +13,7 @@ import torch
 from commands import mistake, ok
 
 import tvlens
-from tvlens import cli_regression, regression_study
+from tvlens import cli_regression, regression_plan
 from tvlens.arguments import read_vector
 from tvlens.errors import RunError, TaskError, UnknownNameError
 from tvlens.methods.fit import FitSettings
@@ -235,7 +235,7 @@ def test_the_same_command_computes_nothing_again_and_writes_the_same(study, monk
         raise AssertionError("a finished step was computed again")
 
     for name in ("mean_head_outputs", "indirect_effects", "method_errors", "read_fit_prompts"):
-        monkeypatch.setattr(regression_study, name, never)
+        monkeypatch.setattr(regression_plan, name, never)
     names = ("results.csv", "heads.csv", "headsets.csv", "fv_sweep.csv")
     before = {name: (study.out / name).read_bytes() for name in names}
     assert ok(*study.command) == study.said

@@ -237,6 +237,9 @@ def text(
     n_test: Annotated[
         int | None, typer.Option(min=1, help="Test prompts of each kind; every test pair if none.")
     ] = None,
+    control_draws: Annotated[
+        int, typer.Option(min=1, help="Random and permuted weights drawn, as controls.")
+    ] = 3,
 ) -> None:
     """Mediation, function vectors, LTV, evaluation and comparison of text tasks.
 
@@ -250,6 +253,7 @@ def text(
         ltv=_fit_settings(preset, steps, shots),
         ltv_seeds=ltv_seeds,
         n_test=n_test,
+        control_draws=control_draws,
     )
     lens = _load(model, backend)
     with _open(out, "study text", model, lens, chosen, settings) as run:
