@@ -2,9 +2,12 @@
 
     python analyses/modalities.py --text runs/text --regression runs/regression --out runs/both
 
-Reads heads.csv and headsets.csv of both run folders. Writes modalities.{csv,md,tex} and
-figures/modalities.{pdf,png} to OUT. Models differ in their number of heads, so sets hold the same
-share of them, an eighth, and agreement is corrected for chance: 0 is chance, 1 the same set.
+Reads results.csv, heads.csv and headsets.csv of both run folders. Writes to OUT
+- methods.{csv,md,tex}: what vectors do, in text by zero-shot accuracy, in regression by the gain
+  over the bare model past its training length,
+- modalities_summary.{csv,md,tex} and figures/modalities.{pdf,png}: the two head sets. Models differ
+  in their number of heads, so sets hold the same share of them, an eighth, and agreement is
+  corrected for chance: 0 is chance, 1 the same set.
 """
 
 import sys
@@ -19,6 +22,7 @@ from tables import write_tables
 from torch import Tensor
 
 from tvlens import figures_regression, options
+from tvlens.console import with_interval
 from tvlens.errors import RunError, TvlensError
 from tvlens.headsets import concentration, layer_profile, overlap_at_k, spearman
 from tvlens.models.fetch import file_sha256
@@ -36,7 +40,8 @@ def main(
 ) -> None:
     """One table and one figure over both modalities."""
     folders = {"text": text, "regression": regression}
-    files = [folder / name for folder in folders.values() for name in ("heads.csv", "headsets.csv")]
+    names = ("results.csv", "heads.csv", "headsets.csv")
+    files = [folder / name for folder in folders.values() for name in names]
     missing = [str(file) for file in files if not file.is_file()]
     if missing:
         raise RunError(
@@ -54,10 +59,57 @@ def main(
         )
         run.write_table("modalities", table)
         run.write_figure("modalities", figures_regression.modality_dots(table))
+    methods = pd.concat(
+        [
+            text_methods(pd.read_csv(text / "results.csv")),
+            regression_methods(pd.read_csv(regression / "results.csv")),
+        ],
+        ignore_index=True,
+    )
+    print("\nWhat vectors do: text, zero-shot accuracy; regression, bare error over error past T\n")
+    print(write_tables(out, "methods", methods, methods))
     means = table.drop(columns=["task", "heads"]).groupby("modality", sort=False).mean()
     print(f"\nHead sets of an eighth of all heads, agreement corrected for chance; {out}\n")
     both = pd.concat([table, means.reset_index().assign(task="mean")]).drop(columns="heads")
     print(write_tables(out, "modalities_summary", both, both.round(2)))
+
+
+def text_methods(results: pd.DataFrame) -> pd.DataFrame:
+    """First-token accuracy on zero-shot prompts by task, beside that of ICL on clean ones."""
+    found = results[results["metric"] == "accuracy"]
+    zero = found[found["prompt"] == "zero"]
+    clean = found[(found["prompt"] == "clean") & (found["method"] == "icl")]
+    names = {"nothing": "none", "LTV": "ltv", "control": "random", "examples": "icl"}
+    return _methods("text", "task", "accuracy", pd.concat([zero, clean]), names)
+
+
+def regression_methods(results: pd.DataFrame) -> pd.DataFrame:
+    """Gain past T_train by function class, beside that of the last T_train points alone."""
+    found = results[
+        (results["metric"] == "gain_past")
+        & (results["shift"] == "none")
+        & (results["prompt"] == "clean")
+    ]
+    one = {"value": 1.0, "ci_low": 1.0, "ci_high": 1.0}
+    bare = found.drop_duplicates("functions").assign(method="bare", **one)
+    names = {"nothing": "bare", "LTV": "ltv_lengths_class", "control": "random_class"}
+    names["examples"] = "truncation"
+    return _methods("regression", "functions", "gain", pd.concat([bare, found]), names)
+
+
+def _methods(
+    modality: str, task: str, metric: str, results: pd.DataFrame, names: dict[str, str]
+) -> pd.DataFrame:
+    """A row per task; of the function vectors it gives the one that is best on these prompts."""
+    rows = []
+    for name, part in results.groupby(task, sort=False):
+        own = part.set_index("method")[["value", "ci_low", "ci_high"]]
+        fvs = [m for m in own.index if m.startswith("fv_") and not m.endswith("dummies")]
+        row: dict[str, object] = {"modality": modality, "task": name, "metric": metric}
+        for label, method in {**names, "strongest FV": own.loc[fvs, "value"].idxmax()}.items():
+            row[label] = with_interval(*own.loc[method])
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def rows(heads: pd.DataFrame, headsets: pd.DataFrame, modality: str) -> pd.DataFrame:

@@ -21,7 +21,6 @@ from tvlens import cli_regression, options
 from tvlens.console import with_interval
 from tvlens.errors import TvlensError
 from tvlens.fidelity import BARE
-from tvlens.models.shipped import read_regression
 from tvlens.regression_plan import CONTROLS as STUDY_CONTROLS
 from tvlens.regression_plan import RegressionSettings
 from tvlens.tasks.inputs import SHIFTS
@@ -62,37 +61,27 @@ def main(
         functions, out, seed=seed, steps=steps, n_test=n_test, shifts=shifts, ltv_seeds=ltv_seeds
     )
     results = pd.read_csv(out / "results.csv")
+    trained = pd.read_csv(out / "models.csv").set_index("functions")["train_points"]
     print(
         "\nSquared error over the variance of f(x), and gain = bare error / error, clean prompts\n"
     )
-    print(write_tables(out, "summary", *summary(results)))
+    print(write_tables(out, "summary", *summary(results, trained)))
     print("What the paper claims, on these models\n")
-    print(write_tables(out, "claims", *[claims(results)] * 2))
+    print(write_tables(out, "claims", *[claims(results, trained)] * 2))
 
 
-def train_points(functions: str) -> int:
-    """T_train of the model of a function class, as the study names it."""
-    for name in (f"{functions}-small", functions):
-        try:
-            return int(read_regression(name)[1]["train_points"])
-        except TvlensError:
-            continue
-    raise TvlensError(f"no model of {functions!r} to read T_train from")
-
-
-def summary(results: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+def summary(
+    results: pd.DataFrame, train_points: "pd.Series[int]"
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Errors and gains by class and method (rows): numbers, and as text with intervals."""
     clean = results[(results["shift"] == "none") & (results["prompt"] == "clean")]
     numbers, texts = [], []
     for functions, part in clean.groupby("functions", sort=False):
         last = int(part["points"].max())
-        ends = {f"at T = {train_points(str(functions))}": train_points(str(functions))}
-        ends[f"at {last} points"] = last
         for method, label in METHODS.items():
             row: dict[str, object] = {"functions": functions, "method": label}
             text = dict(row)
-            for number, points in enumerate(ends.values()):
-                where = "T_train" if number == 0 else "longest"
+            for where, points in (("T_train", train_points[functions]), ("longest", last)):
                 for metric, name in (("squared_error", "error"), ("gain", "gain")):
                     found = _cell(part, method, points, metric)
                     if found is not None:
@@ -105,7 +94,7 @@ def summary(results: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame(numbers), pd.DataFrame(texts).fillna("")
 
 
-def claims(results: pd.DataFrame) -> pd.DataFrame:
+def claims(results: pd.DataFrame, train_points: "pd.Series[int]") -> pd.DataFrame:
     """Each claim of the paper by function class: the gains it rests on, and whether it holds.
 
     A gain is the bare model's error over the method's on the same prompts, so that of the bare
@@ -115,7 +104,7 @@ def claims(results: pd.DataFrame) -> pd.DataFrame:
     clean = results[(results["shift"] == "none") & (results["prompt"] == "clean")]
     rows = []
     for functions, part in clean.groupby("functions", sort=False):
-        trained, last = train_points(str(functions)), int(part["points"].max())
+        trained, last = int(train_points[functions]), int(part["points"].max())
         past = _gains(part, last, "gain_past")
         at_train, longest = _gains(part, trained, "gain"), _gains(part, last, "gain")
         fvs = [name for name in FUNCTION_VECTORS if name in past.index]

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import tiny_regression
+import torch
 import trained
 
 ANALYSES = Path(__file__).parents[1] / "analyses"
@@ -175,3 +177,111 @@ def test_a_mistake_ends_in_one_line(tmp_path, again):
         again("weight_travel.py", tmp_path, "--task", "present-pats")
     assert "\n" not in end.value.code
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def regression(tmp_path_factory):
+    """A folder with a tiny regression model in it."""
+    folder = tmp_path_factory.mktemp("regression")
+    tiny_regression.save(folder / "tiny.safetensors")
+    return folder
+
+
+SMALL = ["--steps", "3", "--n-test", "8"]
+
+
+def test_regression_study_writes_summary_and_claims(regression, again):
+    words = ["--functions", "tiny.safetensors", "--out", "run", "--shifts", "none", *SMALL]
+    said = again("regression_study.py", regression, *words, "--ltv-seeds", "1")
+    results = pd.read_csv(regression / "run" / "results.csv")
+    summary = pd.read_csv(regression / "run" / "summary.csv").set_index("method")
+    rows = results[
+        (results["method"] == "ltv_class")
+        & (results["prompt"] == "clean")
+        & (results["points"] == tiny_regression.TRAINED)
+    ].set_index("metric")["value"]
+    assert summary.loc["LTV", "error, T_train"] == pytest.approx(rows["squared_error"])
+    assert summary.loc["LTV", "gain, T_train"] == pytest.approx(rows["gain"])
+    claims = pd.read_csv(regression / "run" / "claims.csv")
+    assert len(claims) == 9
+    assert set(claims["holds"]) <= {"yes", "no", "(yes)", "(no)"}
+    assert "What the paper claims" in said
+
+
+def test_claims_follow_from_the_gains(functions):
+    script = functions("regression_study.py")
+    gains = {"bare": None, "fv_layer_class": 1.1, "ltv_class": 2.0, "ltv_prompt": 0.5}
+    gains |= {"ltv_lengths_class": 1.5, "ltv_lengths_prompt": 1.05, "random_class": 0.9}
+    rows = [
+        {
+            "functions": "linear",
+            "shift": "none",
+            "prompt": "clean",
+            "points": points,
+            "method": method,
+            "metric": metric,
+            "value": gain,
+            "ci_low": gain - 0.1,
+            "ci_high": gain + 0.1,
+            "n": 8,
+        }
+        for method, gain in gains.items()
+        if gain is not None
+        for points, metric in ((12, "gain"), (31, "gain"), (31, "gain_past"))
+    ]
+    claims = script.claims(pd.DataFrame(rows), pd.Series({"linear": 12}))
+    assert list(claims["holds"]) == [
+        *("yes", "yes", "yes", "yes"),
+        *("no", "(yes)", "(no)", "(no)"),
+        "(yes)",
+    ]
+    assert claims["gain"][0] == "2.00 [1.90, 2.10]"
+
+
+def test_error_ratio_measures_both_kinds_of_rows(regression, again):
+    words = ["tiny.safetensors", "--out", "ratio", *SMALL]
+    again("error_ratio.py", regression, *words)
+    table = pd.read_csv(regression / "ratio" / "summary.csv")
+    assert list(table["points"]) == [6, 9, 12, 15] * 2
+    assert list(table["rows"]) == ["untrained"] * 4 + ["re-used"] * 4
+    at_train = table[table["points"] == 6]["bare error"]
+    # Up to T_train both kinds of rows are the same.
+    assert at_train.iloc[0] == at_train.iloc[1]
+    longer = table[table["points"] == 15]["bare error"]
+    assert longer.iloc[0] != longer.iloc[1]
+
+
+def test_both_modalities_are_put_side_by_side(regression, model, data, again, tmp_path):
+    names = ",".join(trained.TASKS)
+    text = ["--data", data, "--tasks", names, "--model", model, "--shots", SHOTS, "--steps", "3"]
+    run("text_study.py", tmp_path, *map(str, text), "--out", "text", "--ltv-seeds", "2")
+    words = ["--functions", "tiny.safetensors", "--shifts", "none", *SMALL, "--ltv-seeds", "2"]
+    again("regression_study.py", regression, *words, "--out", tmp_path / "regression")
+    said = again(
+        "modalities.py", tmp_path, "--text", "text", "--regression", "regression", "--out", "both"
+    )
+    table = pd.read_csv(tmp_path / "both" / "modalities.csv")
+    assert list(table["modality"]) == ["text"] * 2 + ["regression"] * 4
+    assert table["overlap above chance"].max() <= 1
+    for name in ("effective share, AIE", "effective share, LTV"):
+        assert table[name].dropna().between(0, 1).all()
+    assert (tmp_path / "both" / "figures" / "modalities.pdf").stat().st_size
+    methods = pd.read_csv(tmp_path / "both" / "methods.csv")
+    assert list(methods["task"]) == [*trained.TASKS, "tiny"]
+    assert "Head sets of an eighth" in said
+
+
+def test_modalities_needs_both_runs(functions, tmp_path):
+    from tvlens.errors import RunError
+
+    script = functions("modalities.py")
+    with pytest.raises(RunError, match="heads.csv is not there; run `tvlens study text`|results"):
+        script.main(text=tmp_path / "a", regression=tmp_path / "b", out=tmp_path / "c")
+
+
+def test_effective_share_and_depth_by_hand(functions):
+    script = functions("modalities.py")
+    scores = torch.tensor([[1.0, 1.0], [0.0, -3.0], [2.0, 0.0]])
+    # (1 + 1 + 2)² / (1 + 1 + 4) = 8 / 3 of six heads; half of the mass in the last of three layers.
+    assert script.effective_share(scores) == pytest.approx(8 / 3 / 6)
+    assert script.depth(scores) == pytest.approx(0.5)

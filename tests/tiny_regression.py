@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -10,11 +11,11 @@ import tvlens
 from tvlens.edits import AddToResidual
 from tvlens.interventions import WholePassEngine
 from tvlens.lens import Lens
-from tvlens.models.regression import RegressionTransformer
+from tvlens.models.regression import RegressionTransformer, save_regression
 from tvlens.tasks.function_task import FunctionTask
 from tvlens.tasks.functions import function_class
 from tvlens.tasks.points import PointPrompts
-from tvlens.training import preset, train
+from tvlens.training import model_card, preset, train
 
 TRAINED = 6
 TASK = FunctionTask("linear", function_class("linear", 1), train_points=TRAINED)
@@ -34,6 +35,15 @@ def lens(kind: str = "bridge") -> Lens:
 @cache
 def _lens(kind: str) -> Lens:
     return tvlens.load(trained(), backend=kind, name="tiny")
+
+
+def save(path: Path) -> None:
+    """`trained()` in a file as `tvlens regression train` writes it."""
+    settings = preset("tiny")
+    made = train("linear", settings)
+    save_regression(
+        made.model, path, model_card("linear", settings, 0, None, "cpu", made), dtype=torch.float32
+    )
 
 
 def row(prompts: PointPrompts, i: int) -> PointPrompts:

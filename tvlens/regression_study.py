@@ -55,7 +55,7 @@ def study_functions(
         say: called with a line of text when something begins.
 
     Returns:
-        What was found, by name. The run folder holds it as `results`, `heads`, `headsets`,
+        What was found, by name. The run folder holds it as `results`, `models`, `heads`, `headsets`,
         `overlap_curves`, `fv_sweep`, `ltv_history` and `layer_profiles` (CSV and Parquet), figures,
         and vectors.
     """
@@ -114,6 +114,18 @@ def _write(
     def joined(name: str) -> pd.DataFrame:
         return pd.concat([getattr(study, name) for study in found.values()], ignore_index=True)
 
+    facts = [
+        {
+            "functions": name,
+            "n_dims": task.functions.n_dims,
+            "train_points": task.train_points,
+            "variance": task.functions.variance,
+            "layers": lens.n_layer,
+            "heads": lens.n_head,
+        }
+        for name, (lens, task) in models.items()
+    ]
+    run.write_table("models", pd.DataFrame(facts))
     for table in ("results", "heads", "headsets"):
         run.write_table(table, joined(table))
     run.write_table("fv_sweep", joined("sweep"))
