@@ -55,9 +55,9 @@ def study_functions(
         say: called with a line of text when something begins.
 
     Returns:
-        What was found, by name. The run folder holds it as `results`, `models`, `heads`, `headsets`,
-        `overlap_curves`, `fv_sweep`, `ltv_history` and `layer_profiles` (CSV and Parquet), figures,
-        and vectors.
+        What was found, by name. The run folder holds it as `results`, `models`, `heads`,
+        `headsets`, `overlap_curves`, `fv_sweep`, `ltv_history` and `layer_profiles` (CSV and
+        Parquet), figures, and vectors.
     """
     found = {}
     for name, (lens, task) in models.items():
