@@ -275,7 +275,7 @@ def test_modalities_needs_both_runs(functions, tmp_path):
     from tvlens.errors import RunError
 
     script = functions("modalities.py")
-    with pytest.raises(RunError, match="results.csv is not there; run `tvlens study text`"):
+    with pytest.raises(RunError, match="csv is not there; run `tvlens study text`"):
         script.main(text=tmp_path / "a", regression=tmp_path / "b", out=tmp_path / "c")
 
 
