@@ -168,24 +168,10 @@ class ReplaceHeads(Edit):
         return replace(self, values=self.values[start:stop])
 
 
-@dataclass(frozen=True)
-class AddToResidual(Edit):
-    """A vector is added to the output of each chosen block.
+class _Addition(Edit):
+    """Something is added to the output of the blocks that `active` names for each variant."""
 
-    Attributes:
-        vectors: what is added after each block; the batch axis may have size 1.
-        active: layers at which each variant adds; the vectors of other layers are not read.
-    """
-
-    vectors: Float[Tensor, "some_batch _variant _layer d_model"]
     active: Bool[Tensor, "variant layer"]
-
-    def __post_init__(self) -> None:
-        if self.vectors.shape[1:3] != self.active.shape:
-            raise ShapeError(
-                f"AddToResidual: vectors are for {tuple(self.vectors.shape[1:3])} (variant, "
-                f"layer), active for {tuple(self.active.shape)}; both must be of the same size"
-            )
 
     @property
     def n_variant(self) -> int:
@@ -202,6 +188,26 @@ class AddToResidual(Edit):
     @property
     def residual_layers(self) -> frozenset[int]:
         return frozenset(self.active.any(dim=0).nonzero().flatten().tolist())
+
+
+@dataclass(frozen=True)
+class AddToResidual(_Addition):
+    """A vector is added to the output of each chosen block.
+
+    Attributes:
+        vectors: what is added after each block; the batch axis may have size 1.
+        active: layers at which each variant adds; the vectors of other layers are not read.
+    """
+
+    vectors: Float[Tensor, "some_batch _variant _layer d_model"]
+    active: Bool[Tensor, "variant layer"]
+
+    def __post_init__(self) -> None:
+        if self.vectors.shape[1:3] != self.active.shape:
+            raise ShapeError(
+                f"AddToResidual: vectors are for {tuple(self.vectors.shape[1:3])} (variant, "
+                f"layer), active for {tuple(self.active.shape)}; both must be of the same size"
+            )
 
     def edit_residual(
         self, layer: int, residual: Float[Tensor, "batch variant d_model"]
@@ -221,7 +227,7 @@ class AddToResidual(Edit):
 
 
 @dataclass(frozen=True)
-class AddHeads(Edit):
+class AddHeads(_Addition):
     """A weighted sum of given head outputs is added to the output of each chosen block.
 
     Attributes:
@@ -242,22 +248,6 @@ class AddHeads(Edit):
                 f"AddHeads: mix has shape {tuple(self.mix.shape)}, expected {expected} (variant, "
                 "to_layer, layer, head); all must come from the same model"
             )
-
-    @property
-    def n_variant(self) -> int:
-        return self.active.shape[0]
-
-    @property
-    def n_layer(self) -> int:
-        return self.active.shape[1]
-
-    @property
-    def first_layer(self) -> Int[Tensor, " variant"]:
-        return _first_true(self.active)
-
-    @property
-    def residual_layers(self) -> frozenset[int]:
-        return frozenset(self.active.any(dim=0).nonzero().flatten().tolist())
 
     def edit_residual(
         self, layer: int, residual: Float[Tensor, "batch variant d_model"]
