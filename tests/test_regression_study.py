@@ -202,7 +202,7 @@ def test_there_is_a_row_for_every_head_in_every_view(study):
 def test_figures_vectors_and_tables_are_there(study):
     views = [f"{unit}-{prompts}" for unit in UNITS for prompts in ("long", "untold")]
     figures = {file.stem for file in (study.out / "figures").iterdir()}
-    assert {"fidelity-lines", "layer-profiles", "overlap"} <= figures
+    assert {"fidelity-lines", "layer-profiles-lines", "overlap-lines"} <= figures
     assert {f"heads-lines-{view}" for view in views} <= figures
     kinds = {"class": TaskVector, "prompt": HeadMixture}
     files = {f"lines-ltv-{view}": LearnableTaskVector for view in views}

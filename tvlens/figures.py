@@ -6,6 +6,7 @@ colours say.
 """
 
 import itertools
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -97,7 +98,7 @@ def head_maps(
             scores.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, origin="lower", aspect="auto"
         )
         bar = figure.colorbar(image, ax=axes, location="bottom", aspect=28, pad=0.1 / height)
-        bar.set_label(label)
+        bar.set_label(textwrap.fill(label, 40))
         bar.locator = MaxNLocator(5, symmetric=True)
         for layer, head in best[0]:
             corner = head - 0.5, layer - 0.5

@@ -131,7 +131,13 @@ def _write(
     run.write_table("fv_sweep", joined("sweep"))
     run.write_table("ltv_history", joined("history"))
     units = {lens.readout.score_name for lens, _ in models.values()}
-    write_head_figures(run, joined("heads"), joined("curve"), unit=" / ".join(sorted(units)))
+    write_head_figures(
+        run,
+        joined("heads"),
+        joined("curve"),
+        unit=" / ".join(sorted(units)),
+        groups={f"-{name}": list(study.heads["task"].unique()) for name, study in found.items()},
+    )
     for name, study in found.items():
         train_points = models[name][1].train_points
         run.write_figure(

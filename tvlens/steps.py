@@ -214,7 +214,12 @@ def overlap_frame(
 
 
 def write_head_figures(
-    run: Run, heads: pd.DataFrame, curve: pd.DataFrame, *, unit: str, title: str = "{}"
+    run: Run,
+    heads: pd.DataFrame,
+    curve: pd.DataFrame,
+    *,
+    unit: str,
+    groups: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Head maps of every task, layer profiles and overlap curves, as tables and figures of a run.
 
@@ -223,7 +228,7 @@ def write_head_figures(
         heads: columns `HEAD_COLUMNS`.
         curve: the rows of `overlap_frame`.
         unit: unit of the AIE.
-        title: of the head maps, with {} for the task.
+        groups: tasks that share a figure, by what is put behind the figure's name; all by default.
     """
     profiles = []
     for name, rows in heads.groupby("task", sort=False):
@@ -233,9 +238,9 @@ def write_head_figures(
             )
             for score in ("aie", "contribution")
         }
-        k = min(10, maps["aie"].numel() // 2) or 1
+        k = max(1, min(10, maps["aie"].numel() // 4))
         figure = figures.head_maps(
-            maps["aie"], maps["contribution"], task=title.format(name), k=k, unit=unit
+            maps["aie"], maps["contribution"], task=str(name), k=k, unit=unit
         )
         run.write_figure(f"heads-{name}", figure)
         for score, scores in maps.items():
@@ -243,6 +248,8 @@ def write_head_figures(
             profiles += [(name, layer, score, share) for layer, share in enumerate(shares)]
     table = pd.DataFrame(profiles, columns=["task", "layer", "score", "share"])
     run.write_table("layer_profiles", table)
-    run.write_figure("layer-profiles", figures.layer_profiles(table))
     run.write_table("overlap_curves", curve)
-    run.write_figure("overlap", figures.overlap_curve(curve))
+    for suffix, tasks in (groups or {"": list(heads["task"].unique())}).items():
+        parts = [frame[frame["task"].isin(tasks)] for frame in (table, curve)]
+        run.write_figure(f"layer-profiles{suffix}", figures.layer_profiles(parts[0]))
+        run.write_figure(f"overlap{suffix}", figures.overlap_curve(parts[1]))
