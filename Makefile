@@ -19,7 +19,8 @@ PYTHON_RUN = .venv/bin/python
 STUDY = $(PYTHON_RUN) analyses/text_study.py --model $(MODEL) --tasks $(STUDY_TASKS) \
 	--ltv-seeds $(LTV_SEEDS) --control-draws 1 --seed 0 --out $(STUDY_RUN)
 REGRESSION_STUDY = $(PYTHON_RUN) analyses/regression_study.py --functions $(FUNCTIONS) \
-	--ltv-seeds $(LTV_SEEDS) --n-test 256 --seed 0 --out $(REGRESSION_RUN)
+	--ltv-seeds $(LTV_SEEDS) --n-test 128 --shifts none,skewed \
+	--seed 0 --out $(REGRESSION_RUN)
 BOTH = $(PYTHON_RUN) analyses/modalities.py --text $(STUDY_RUN) --regression $(REGRESSION_RUN) \
 	--out $(BOTH_RUN)
 

@@ -74,7 +74,7 @@ class RegressionSettings:
     n_means: int = 1024
     n_mediation: int = 256
     n_test: int = 512
-    n_oracle: int = 128
+    n_oracle: int = 64
     n_slow: int = 32
     n_dummy: int = 128
     reach: float = 2.5
