@@ -106,8 +106,9 @@ def _methods(
         own = part.set_index("method")[["value", "ci_low", "ci_high"]]
         fvs = [m for m in own.index if m.startswith("fv_") and not m.endswith("dummies")]
         row: dict[str, object] = {"modality": modality, "task": name, "metric": metric}
-        for label, method in {**names, "strongest FV": own.loc[fvs, "value"].idxmax()}.items():
-            row[label] = with_interval(*own.loc[method])
+        methods = {**names, "strongest FV": own.loc[fvs, "value"].idxmax()}
+        for label in ("nothing", "strongest FV", "LTV", "control", "examples"):
+            row[label] = with_interval(*own.loc[methods[label]])
         rows.append(row)
     return pd.DataFrame(rows)
 
