@@ -9,7 +9,7 @@ import zoo
 
 import tvlens
 from tvlens.edits import ReplaceHeads
-from tvlens.errors import ModelError, ShapeError
+from tvlens.errors import ModelError, NumericalError, ShapeError, TaskError
 from tvlens.interventions import WholePassEngine
 from tvlens.models.batch import Batch
 from tvlens.readout import FirstToken, SquaredError
@@ -134,3 +134,28 @@ def test_squared_errors_on_paper():
     assert readout.answered(outputs, batch).all()
     assert not readout.has_text
     assert FirstToken.has_text
+
+
+def test_points_that_are_not_finite_are_refused(lens):
+    prompts = TASK.prompts("test", shots=5, n=3)
+    for name in ("xs", "ys"):
+        values = getattr(prompts, name).clone()
+        values[1, 3] = float("nan")
+        letter = name[0]
+        with pytest.raises(
+            NumericalError, match=rf"{letter} of point 4 of prompt 1 is not finite; expected finite"
+        ):
+            lens.encode(replace(prompts, **{name: values}))
+    # What is never shown may be anything.
+    ys = prompts.ys.clone()
+    ys[:, -1] = float("nan")
+    assert torch.equal(lens.encode(replace(prompts, ys=ys)).inputs, lens.encode(prompts).inputs)
+
+
+def test_no_prompts_are_refused(lens):
+    prompts = TASK.prompts("test", shots=5, n=1)
+    empty = replace(
+        prompts, xs=prompts.xs[:0], ys=prompts.ys[:0], target=prompts.target[:0], donor=None
+    )
+    with pytest.raises(TaskError, match="no prompt to read; expected at least one"):
+        lens.encode(empty)

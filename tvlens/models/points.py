@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from tvlens.errors import ModelError, ShapeError
+from tvlens.errors import ModelError, NumericalError, ShapeError, TaskError
 from tvlens.models.backend import Backend
 from tvlens.models.batch import Batch
 from tvlens.models.bridge import BridgeBackend, bridge_from_huggingface
@@ -45,12 +45,15 @@ class _ReadsPoints(Backend):
         Raises:
             ShapeError: the points have other dimensions than the model, or are too many.
             ModelError: the prompts are not of points.
+            TaskError: there is no prompt.
+            NumericalError: an x, or a y that is shown, is not finite.
         """
         if not isinstance(prompts, PointPrompts | PointCurves):
             raise ModelError(
                 f"model {self.name!r} reads points, not {type(prompts).__name__}; expected prompts "
                 "of a FunctionTask"
             )
+        _require_usable(prompts)
         self.trained.require_points(prompts.xs.shape[1], prompts.xs.shape[2])
         sequences = interleave(prompts.xs, prompts.ys)[:, :-1]
         if isinstance(prompts, PointPrompts):
@@ -109,6 +112,21 @@ class HookedPoints(_ReadsPoints, HookedBackend):
     def _of_points(self, read_in: Float[Tensor, "batch pos d_model"]) -> Tensor:
         positions = self.trained.backbone.wpe.weight[: read_in.shape[1]]
         return self.model(read_in + positions, start_at_layer=0)
+
+
+def _require_usable(prompts: PointPrompts | PointCurves) -> None:
+    if not len(prompts):
+        raise TaskError(f"task {prompts.task!r}: no prompt to read; expected at least one")
+    # The y of the last point is never shown.
+    shown = {"x": prompts.xs, "y": prompts.ys[:, :-1]}
+    for name, values in shown.items():
+        broken = (~torch.isfinite(values)).nonzero()
+        if len(broken):
+            prompt, point, *_ = broken[0].tolist()
+            raise NumericalError(
+                f"task {prompts.task!r}: {name} of point {point + 1} of prompt {prompt} is not "
+                "finite; expected finite points: drop such prompts, or mend what they come from"
+            )
 
 
 def _dtype(trained: RegressionTransformer) -> torch.dtype:
