@@ -48,6 +48,33 @@ class HookedBackend(Backend):
         )
 
 
+def hooked_transformer_class() -> Any:
+    """The class HookedTransformer.
+
+    Raises:
+        ModelError: transformer-lens is 4 or newer.
+    """
+    try:
+        from transformer_lens import HookedTransformer
+    except ImportError:
+        raise ModelError(
+            "backend 'hooked' needs HookedTransformer, which transformer-lens 4 removed; "
+            "install 'transformer-lens>=3.9,<4' or use backend='bridge'"
+        ) from None
+    return HookedTransformer
+
+
+def load_unprocessed(model: Any, state: dict[str, Any]) -> None:
+    """Give a HookedTransformer its weights as they are, so that heads write what they write."""
+    model.load_and_process_state_dict(
+        state,
+        fold_ln=False,
+        center_writing_weights=False,
+        center_unembed=False,
+        fold_value_biases=False,
+    )
+
+
 def hooked_from_huggingface(hf_model: Any, tokenizer: Any, dtype: torch.dtype) -> Any:
     """A HookedTransformer with the weights of a Hugging Face model, none of them folded or centred.
 
@@ -58,14 +85,9 @@ def hooked_from_huggingface(hf_model: Any, tokenizer: Any, dtype: torch.dtype) -
         ModelError: transformer-lens is 4 or newer, cannot convert this architecture, or converts
             it into a model with other logits.
     """
-    try:
-        from transformer_lens import HookedTransformer
-        from transformer_lens import loading_from_pretrained as loading
-    except ImportError:
-        raise ModelError(
-            "backend 'hooked' needs HookedTransformer, which transformer-lens 4 removed; "
-            "install 'transformer-lens>=3.9,<4' or use backend='bridge'"
-        ) from None
+    hooked_transformer = hooked_transformer_class()
+    from transformer_lens import loading_from_pretrained as loading
+
     architecture = type(hf_model).__name__
     try:
         # The converter reads the architecture from a folder's config.json.
@@ -77,16 +99,10 @@ def hooked_from_huggingface(hf_model: Any, tokenizer: Any, dtype: torch.dtype) -
             state = loading.get_pretrained_state_dict(folder, cfg, hf_model, dtype=dtype)
         # It would read a tokenizer anew from where it came from, and alter it.
         cfg.tokenizer_name = None
-        model = HookedTransformer(cfg, move_to_device=False)
+        model = hooked_transformer(cfg, move_to_device=False)
         model.tokenizer = tokenizer
         cfg.tokenizer_prepends_bos = tokenizer is not None and bool(special_prefix(tokenizer))
-        model.load_and_process_state_dict(
-            state,
-            fold_ln=False,
-            center_writing_weights=False,
-            center_unembed=False,
-            fold_value_biases=False,
-        )
+        load_unprocessed(model, state)
     except (NotImplementedError, ValueError, KeyError, AttributeError) as error:
         raise ModelError(
             f"HookedTransformer cannot take over a {architecture}: {error}; "

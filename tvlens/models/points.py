@@ -12,7 +12,7 @@ from tvlens.errors import ModelError, NumericalError, ShapeError, TaskError
 from tvlens.models.backend import Backend
 from tvlens.models.batch import Batch
 from tvlens.models.bridge import BridgeBackend, bridge_from_huggingface
-from tvlens.models.hooked import HookedBackend
+from tvlens.models.hooked import HookedBackend, hooked_transformer_class, load_unprocessed
 from tvlens.models.regression import RegressionTransformer, gpt2_config, interleave
 from tvlens.tasks.points import PointCurves, PointPrompts
 
@@ -143,14 +143,10 @@ def _as_language_model(trained: RegressionTransformer) -> Any:
 
 
 def _hooked(trained: RegressionTransformer) -> Any:
-    try:
-        from transformer_lens import HookedTransformer, HookedTransformerConfig
-        from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights
-    except ImportError:
-        raise ModelError(
-            "backend 'hooked' needs HookedTransformer, which transformer-lens 4 removed; "
-            "install 'transformer-lens>=3.9,<4' or use backend='bridge'"
-        ) from None
+    hooked_transformer = hooked_transformer_class()
+    from transformer_lens import HookedTransformerConfig
+    from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights
+
     sizes, config = trained.sizes, trained.backbone.config
     cfg = HookedTransformerConfig(
         n_layers=sizes.n_layer,
@@ -167,15 +163,9 @@ def _hooked(trained: RegressionTransformer) -> Any:
         device=str(trained.read_in.weight.device),
         init_weights=False,
     )
-    model = HookedTransformer(cfg, move_to_device=False)
+    model = hooked_transformer(cfg, move_to_device=False)
     with torch.no_grad():
         state = convert_gpt2_weights(_as_language_model(trained), cfg)
         state["unembed.b_U"] = trained.read_out.bias
-    model.load_and_process_state_dict(
-        state,
-        fold_ln=False,
-        center_writing_weights=False,
-        center_unembed=False,
-        fold_value_biases=False,
-    )
+    load_unprocessed(model, state)
     return model.to(trained.read_in.weight.device, print_details=False)
