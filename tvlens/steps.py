@@ -57,7 +57,8 @@ def ltv_step(
     checkpoint = run.folder / "checkpoints" / f"{task.name}-{name}-{seed}.safetensors"
 
     def compute() -> dict[str, Any]:
-        with progress_bar(f"{task.name}: {name}, seed {seed}", settings.steps) as advance:
+        title = f"{task.name}: {name.replace('ltv', 'LTV')}, seed {seed}"
+        with progress_bar(title, settings.steps) as advance:
             ltv = fit_ltv(
                 lens,
                 task,
