@@ -37,7 +37,7 @@ help:  ## say what there is
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14 | sed 's/^/  /'
 
 setup: .venv/.installed  ## environment in .venv, and the bundled model in the user's cache
-	@.venv/bin/python -c "from tvlens.models.bundled import main; main('$(MODEL)')"
+	@.venv/bin/python -c "from tvlens.models.catalogue import main; main('$(MODEL)')"
 
 setup-tl4: .venv-tl4/.installed  ## second environment in .venv-tl4, with transformer-lens 4
 

@@ -21,17 +21,17 @@ import torch
 import typer
 from tables import write_tables
 
-from tvlens import options
-from tvlens.cli_regression import read_functions
+from tvlens.cli import options
+from tvlens.cli.regression import read_functions
 from tvlens.console import say, with_interval
 from tvlens.errors import TvlensError
-from tvlens.fidelity import BARE, error_table, method_errors, truncation_errors
-from tvlens.heads import mean_head_outputs
-from tvlens.lens import Lens
-from tvlens.methods.fit import fit_ltv, read_fit_prompts
-from tvlens.regression_plan import RegressionSettings
-from tvlens.runs import Run
-from tvlens.tasks.function_task import FunctionTask
+from tvlens.evaluation.curves import BARE, error_table, method_errors, truncation_errors
+from tvlens.lens.heads import mean_head_outputs
+from tvlens.lens.lens import Lens
+from tvlens.runs.run import Run
+from tvlens.studies.regression import RegressionSettings
+from tvlens.tasks.regression.task import FunctionTask
+from tvlens.vectors.ltv.fit import fit_ltv, read_fit_prompts
 
 REACHES = (1.5, 2.0, 2.5)
 METHODS = ("truncation", "ltv_class", "ltv_prompt")

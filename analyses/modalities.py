@@ -21,12 +21,13 @@ from jaxtyping import Float
 from tables import write_tables
 from torch import Tensor
 
-from tvlens import figures_regression, options
+from tvlens.cli import options
 from tvlens.console import with_interval
 from tvlens.errors import RunError, TvlensError
-from tvlens.headsets import concentration, layer_profile, overlap_at_k, spearman
-from tvlens.models.fetch import file_sha256
-from tvlens.runs import Run
+from tvlens.figures import curves as figures_regression
+from tvlens.models.download import file_sha256
+from tvlens.runs.run import Run
+from tvlens.scores.agreement import concentration, layer_profile, overlap_at_k, spearman
 
 SHARE = 1 / 8
 

@@ -17,13 +17,14 @@ import pandas as pd
 import typer
 from tables import write_tables
 
-from tvlens import cli_regression, options
+from tvlens.cli import options
+from tvlens.cli import regression as cli_regression
 from tvlens.console import with_interval
 from tvlens.errors import TvlensError
-from tvlens.fidelity import BARE
-from tvlens.regression_plan import CONTROLS as STUDY_CONTROLS
-from tvlens.regression_plan import RegressionSettings
-from tvlens.tasks.inputs import SHIFTS
+from tvlens.evaluation.curves import BARE
+from tvlens.studies.regression import CONTROLS as STUDY_CONTROLS
+from tvlens.studies.regression import RegressionSettings
+from tvlens.tasks.regression.inputs import SHIFTS
 
 FUNCTIONS = "linear,sparse-linear,relu,tree"
 METHODS = {

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from tvlens.storage import write
+from tvlens.runs.storage import write
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -16,7 +16,8 @@ import pandas as pd
 import typer
 from tables import write_tables
 
-from tvlens import cli, options
+from tvlens.cli import app as cli
+from tvlens.cli import options
 from tvlens.console import with_interval
 from tvlens.errors import TvlensError
 

@@ -24,11 +24,12 @@ import typer
 from tables import write_tables
 
 import tvlens
-from tvlens import figures, study
+from tvlens import figures
+from tvlens.cli.options import ModelOption, OutOption, ShotsOption
 from tvlens.console import with_interval
 from tvlens.errors import TvlensError
-from tvlens.options import ModelOption, OutOption, ShotsOption
-from tvlens.runs import Run
+from tvlens.runs.run import Run
+from tvlens.studies import text as study
 
 PRESETS = {"paper": tvlens.FitSettings.paper(), "default": tvlens.FitSettings()}
 

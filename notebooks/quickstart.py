@@ -99,7 +99,7 @@ aie.to_frame().nlargest(5, "aie").round(4)
 import pandas as pd
 import torch
 
-from tvlens.headsets import split_half, stability
+from tvlens.scores.agreement import split_half, stability
 
 settings = tvlens.FitSettings()
 with tvlens.progress_bar("LTV, seed 1", settings.steps) as advance:

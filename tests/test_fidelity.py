@@ -10,9 +10,8 @@ import torch
 import zoo
 from scipy import stats
 
-from tvlens import oracles
 from tvlens.errors import TaskError
-from tvlens.fidelity import (
+from tvlens.evaluation.curves import (
     BARE,
     DUMMY_PLACES,
     FIDELITY_COLUMNS,
@@ -24,12 +23,13 @@ from tvlens.fidelity import (
     prompt_sets,
     truncation_errors,
 )
-from tvlens.methods.vector import TaskVector
-from tvlens.models.regression import interleave
-from tvlens.readout import SquaredError
-from tvlens.tasks.function_task import FunctionTask
-from tvlens.tasks.functions import Linear
-from tvlens.tasks.points import PointCurves, PointPrompts
+from tvlens.lens.readout import SquaredError
+from tvlens.models.regression.transformer import interleave
+from tvlens.tasks.regression import oracles
+from tvlens.tasks.regression.functions import Linear
+from tvlens.tasks.regression.prompts import PointCurves, PointPrompts
+from tvlens.tasks.regression.task import FunctionTask
+from tvlens.vectors.vector import TaskVector
 
 TASK = tiny.TASK
 VARIANCE = 4.0

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from pandas import DataFrame
 
-from tvlens import figures, figures_regression
+from tvlens import figures
 from tvlens.errors import NumericalError, ShapeError, UnknownNameError
+from tvlens.figures import curves as figures_regression
 
 METHODS = ("none", "fv_layer", "fv_per_layer", "ltv", "random", "permuted")
 

@@ -5,20 +5,20 @@ import pytest
 import torch
 import zoo
 
-from tvlens.edits import AddToResidual, NoEdit
 from tvlens.errors import NumericalError, RunError, ShapeError, TaskError
-from tvlens.heads import mean_head_outputs
-from tvlens.interventions import WholePassEngine
-from tvlens.methods.attribution import attribute
-from tvlens.methods.fit import (
+from tvlens.lens.edits import AddToResidual, NoEdit
+from tvlens.lens.heads import mean_head_outputs
+from tvlens.lens.hooks import WholePassEngine
+from tvlens.lens.readout import FirstToken
+from tvlens.vectors.ltv.attribution import attribute
+from tvlens.vectors.ltv.fit import (
     FitSettings,
     fit_ltv,
     training_prompts,
     validation_prompts,
 )
-from tvlens.methods.ltv import LearnableTaskVector
-from tvlens.methods.vector import stack_vectors
-from tvlens.readout import FirstToken
+from tvlens.vectors.ltv.ltv import LearnableTaskVector
+from tvlens.vectors.vector import stack_vectors
 
 SETTINGS = FitSettings(
     steps=20, batch_size=16, n_prompts=24, evaluate_every=5, shots=2, learning_rate=0.1

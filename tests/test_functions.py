@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tvlens.errors import ShapeError, UnknownNameError
-from tvlens.tasks.functions import (
+from tvlens.tasks.regression.functions import (
     CLASSES,
     DecisionTree,
     NoisyLinear,

@@ -5,17 +5,17 @@ import torch
 import zoo
 
 from tvlens.errors import ShapeError
-from tvlens.heads import HeadMeans, mean_head_outputs
-from tvlens.mediation import IndirectEffects
-from tvlens.methods.fv import (
+from tvlens.lens.heads import HeadMeans, mean_head_outputs
+from tvlens.scores.mediation import IndirectEffects
+from tvlens.vectors.fv import (
     choose_function_vectors,
     function_mixture,
     function_vector,
     function_vector_per_layer,
     published_mixture,
 )
-from tvlens.methods.ltv import LearnableTaskVector
-from tvlens.methods.vector import stack_vectors
+from tvlens.vectors.ltv.ltv import LearnableTaskVector
+from tvlens.vectors.vector import stack_vectors
 
 HEADS = [(0, 1), (0, 3), (2, 2)]
 

@@ -5,12 +5,12 @@ import tiny_regression as tiny
 import torch
 import zoo
 
-from tvlens.edits import NoEdit
 from tvlens.errors import NumericalError, TaskError
-from tvlens.heads import donor_outputs, mean_head_outputs
-from tvlens.interventions import WholePassEngine
-from tvlens.readout import FirstToken
-from tvlens.replay import ReplayEngine
+from tvlens.lens.edits import NoEdit
+from tvlens.lens.heads import donor_outputs, mean_head_outputs
+from tvlens.lens.hooks import WholePassEngine
+from tvlens.lens.readout import FirstToken
+from tvlens.lens.replay import ReplayEngine
 
 
 @pytest.fixture

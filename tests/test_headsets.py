@@ -8,9 +8,9 @@ import pytest
 import torch
 from scipy import stats
 
-from tvlens import headsets
 from tvlens.errors import NumericalError, ShapeError, TvlensError
-from tvlens.headsets import (
+from tvlens.scores import agreement as headsets
+from tvlens.scores.agreement import (
     HasHeadScores,
     compare_head_sets,
     concentration,

@@ -4,11 +4,11 @@ import pytest
 import torch
 import zoo
 
-from tvlens.edits import AddToResidual, NoEdit, ReplaceHeads
 from tvlens.errors import InterventionError, ShapeError
-from tvlens.interventions import WholePassEngine, counted_hooks, intervene, record_heads
+from tvlens.lens.edits import AddToResidual, NoEdit, ReplaceHeads
+from tvlens.lens.hooks import WholePassEngine, counted_hooks, intervene, record_heads
+from tvlens.lens.replay import ReplayEngine
 from tvlens.models.batch import Batch
-from tvlens.replay import ReplayEngine
 
 
 def n_hooks(backend):

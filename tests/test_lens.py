@@ -4,11 +4,11 @@ import pytest
 import torch
 import zoo
 
-from tvlens.edits import NoEdit, ReplaceHeads
 from tvlens.errors import TaskError
-from tvlens.lens import Lens
+from tvlens.lens.edits import NoEdit, ReplaceHeads
+from tvlens.lens.lens import Lens
+from tvlens.lens.readout import FirstToken
 from tvlens.models.encode import encode_text
-from tvlens.readout import FirstToken
 from tvlens.tasks import Pair, Prompt, Prompts, Template
 
 

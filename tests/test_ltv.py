@@ -3,12 +3,12 @@ import pytest
 import torch
 import zoo
 
-from tvlens.edits import NoEdit
 from tvlens.errors import NumericalError, ShapeError, UnknownNameError
-from tvlens.heads import mean_head_outputs
-from tvlens.interventions import WholePassEngine
-from tvlens.methods.ltv import LearnableTaskVector, permuted_controls, random_controls
-from tvlens.methods.vector import stack_vectors
+from tvlens.lens.edits import NoEdit
+from tvlens.lens.heads import mean_head_outputs
+from tvlens.lens.hooks import WholePassEngine
+from tvlens.vectors.ltv.ltv import LearnableTaskVector, permuted_controls, random_controls
+from tvlens.vectors.vector import stack_vectors
 
 
 def random(*shape, seed=0):

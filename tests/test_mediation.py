@@ -6,10 +6,10 @@ import torch
 import zoo
 
 from tvlens.errors import NumericalError, ShapeError
-from tvlens.heads import mean_head_outputs
-from tvlens.interventions import WholePassEngine
-from tvlens.mediation import IndirectEffects, indirect_effects, mediation_prompts
-from tvlens.metrics import bootstrap_mean
+from tvlens.lens.heads import mean_head_outputs
+from tvlens.lens.hooks import WholePassEngine
+from tvlens.scores.mediation import IndirectEffects, indirect_effects, mediation_prompts
+from tvlens.stats import bootstrap_mean
 
 
 @pytest.fixture

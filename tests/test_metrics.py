@@ -6,9 +6,9 @@ import pytest
 import torch
 from scipy import stats
 
-from tvlens import metrics
+from tvlens import stats as metrics
 from tvlens.errors import NumericalError, ShapeError, TvlensError
-from tvlens.metrics import (
+from tvlens.stats import (
     Interval,
     bootstrap_mean,
     bootstrap_mean_axis,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tvlens import oracles
+from tvlens.tasks.regression import oracles
 
 EVERY = {
     "least squares": oracles.least_squares(),

@@ -11,22 +11,22 @@ import zoo
 from torch.nn.functional import huber_loss
 
 import tvlens
-from tvlens.edits import ReplaceHeads
 from tvlens.errors import TaskError
-from tvlens.evaluate import evaluate_prompts
-from tvlens.interventions import WholePassEngine
-from tvlens.methods.attribution import attribute
-from tvlens.methods.fit import (
+from tvlens.evaluation.methods import evaluate_prompts
+from tvlens.lens.edits import ReplaceHeads
+from tvlens.lens.hooks import WholePassEngine
+from tvlens.lens.readout import SquaredError
+from tvlens.tasks.regression.prompts import PointPrompts
+from tvlens.vectors.fv import function_mixture
+from tvlens.vectors.ltv.attribution import attribute
+from tvlens.vectors.ltv.fit import (
     FitSettings,
     read_fit_prompts,
     training_prompts,
     validation_prompts,
 )
-from tvlens.methods.fv import function_mixture
-from tvlens.methods.ltv import LearnableTaskVector, permuted_controls, random_controls
-from tvlens.methods.vector import HeadMixture, TaskVector
-from tvlens.readout import SquaredError
-from tvlens.tasks.points import PointPrompts
+from tvlens.vectors.ltv.ltv import LearnableTaskVector, permuted_controls, random_controls
+from tvlens.vectors.vector import HeadMixture, TaskVector
 
 TASK = tiny.TASK
 SETTINGS = FitSettings(

@@ -4,18 +4,18 @@ import pytest
 import torch
 import zoo
 
-from tvlens.edits import AddToResidual, NoEdit, ReplaceHeads
 from tvlens.errors import ShapeError
-from tvlens.interventions import WholePassEngine, record_heads
-from tvlens.lens import Lens
+from tvlens.lens.edits import AddToResidual, NoEdit, ReplaceHeads
+from tvlens.lens.hooks import WholePassEngine, record_heads
+from tvlens.lens.lens import Lens
+from tvlens.lens.readout import SquaredError
+from tvlens.lens.replay import ReplayEngine
+from tvlens.lens.selfcheck import choose_engine
 from tvlens.models.batch import Batch
-from tvlens.models.points import BridgePoints, HookedPoints
-from tvlens.models.regression import RegressionSizes, RegressionTransformer, interleave
-from tvlens.readout import SquaredError
-from tvlens.replay import ReplayEngine
-from tvlens.selfcheck import choose_engine
-from tvlens.tasks.function_task import FunctionTask
-from tvlens.tasks.functions import Linear
+from tvlens.models.regression.points import BridgePoints, HookedPoints
+from tvlens.models.regression.transformer import RegressionSizes, RegressionTransformer, interleave
+from tvlens.tasks.regression.functions import Linear
+from tvlens.tasks.regression.task import FunctionTask
 
 SIZES = RegressionSizes(n_dims=3, n_points=6, n_layer=3, n_head=4, d_model=16)
 BACKENDS = [BridgePoints, HookedPoints] if zoo.HAS_HOOKED else [BridgePoints]

@@ -8,9 +8,9 @@ import zoo
 from transformers import AutoModelForCausalLM
 
 import tvlens
-from tvlens.edits import AddToResidual, NoEdit, ReplaceHeads
-from tvlens.interventions import WholePassEngine
-from tvlens.models.bundled import bundled_folder
+from tvlens.lens.edits import AddToResidual, NoEdit, ReplaceHeads
+from tvlens.lens.hooks import WholePassEngine
+from tvlens.models.catalogue import bundled_folder
 
 pytestmark = pytest.mark.pretrained
 

@@ -5,7 +5,7 @@ import torch
 import zoo
 
 from tvlens.errors import NumericalError
-from tvlens.readout import FirstToken, Readout
+from tvlens.lens.readout import FirstToken, Readout
 
 
 def outputs_and_batch():

@@ -9,7 +9,7 @@ import yaml
 import zoo
 
 from tvlens.errors import ModelError, RunError, ShapeError
-from tvlens.models.regression import (
+from tvlens.models.regression.transformer import (
     RegressionSizes,
     RegressionTransformer,
     interleave,
@@ -17,7 +17,7 @@ from tvlens.models.regression import (
     load_regression,
     save_regression,
 )
-from tvlens.storage import save_tensors
+from tvlens.runs.storage import save_tensors
 
 SIZES = RegressionSizes(n_dims=3, n_points=5, n_layer=2, n_head=2, d_model=16)
 

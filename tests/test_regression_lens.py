@@ -8,13 +8,13 @@ import torch
 import zoo
 
 import tvlens
-from tvlens.edits import ReplaceHeads
 from tvlens.errors import ModelError, NumericalError, ShapeError, TaskError
-from tvlens.interventions import WholePassEngine
+from tvlens.lens.edits import ReplaceHeads
+from tvlens.lens.hooks import WholePassEngine
+from tvlens.lens.readout import FirstToken, SquaredError
 from tvlens.models.batch import Batch
-from tvlens.readout import FirstToken, SquaredError
-from tvlens.tasks.function_task import FunctionTask
-from tvlens.tasks.functions import function_class
+from tvlens.tasks.regression.functions import function_class
+from tvlens.tasks.regression.task import FunctionTask
 
 TASK = FunctionTask("linear", function_class("linear", 1))
 SETTINGS = tvlens.FitSettings(

@@ -13,19 +13,20 @@ import torch
 from commands import mistake, ok
 
 import tvlens
-from tvlens import cli_regression, regression_plan
-from tvlens.arguments import read_vector
+from tvlens.cli import regression as cli_regression
+from tvlens.cli.arguments import read_vector
 from tvlens.errors import RunError, TaskError, UnknownNameError
-from tvlens.methods.fit import FitSettings
-from tvlens.methods.ltv import LearnableTaskVector
-from tvlens.methods.vector import HeadMixture, TaskVector
-from tvlens.models.regression import save_regression
-from tvlens.models.shipped import list_shipped
-from tvlens.regression_plan import Plan, RegressionSettings
-from tvlens.steps import HEAD_COLUMNS
-from tvlens.tasks.function_task import FunctionTask
-from tvlens.tasks.functions import function_class
-from tvlens.training import model_card, preset, train
+from tvlens.models.regression.shipped import list_shipped
+from tvlens.models.regression.training import model_card, preset, train
+from tvlens.models.regression.transformer import save_regression
+from tvlens.studies import regression as regression_plan
+from tvlens.studies.regression import Plan, RegressionSettings
+from tvlens.studies.stages import HEAD_COLUMNS
+from tvlens.tasks.regression.functions import function_class
+from tvlens.tasks.regression.task import FunctionTask
+from tvlens.vectors.ltv.fit import FitSettings
+from tvlens.vectors.ltv.ltv import LearnableTaskVector
+from tvlens.vectors.vector import HeadMixture, TaskVector
 
 TINY = preset("tiny")
 TRAINING = replace(TINY, sizes=replace(TINY.sizes, n_dims=2), steps=100)

@@ -4,11 +4,11 @@ import pytest
 import torch
 import zoo
 
-from tvlens.edits import AddToResidual, NoEdit, ReplaceHeads
 from tvlens.errors import ShapeError
-from tvlens.interventions import WholePassEngine
-from tvlens.metrics import target_log_prob
-from tvlens.replay import ReplayEngine
+from tvlens.lens.edits import AddToResidual, NoEdit, ReplaceHeads
+from tvlens.lens.hooks import WholePassEngine
+from tvlens.lens.replay import ReplayEngine
+from tvlens.stats import target_log_prob
 
 SIDES = ["left", "right"]
 ALL_KINDS = pytest.mark.skipif(len(zoo.KINDS) < 2, reason="transformer-lens 4 has one backend")

@@ -21,9 +21,9 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 from pandas import DataFrame
 
-from tvlens import runs
 from tvlens.errors import RunError
-from tvlens.runs import Run, peak_memory_gib
+from tvlens.runs import run as runs
+from tvlens.runs.run import Run, peak_memory_gib
 
 CONFIG: dict[str, Any] = {"tasks": ["present-past"], "ltv": {"steps": 60, "lr": 0.02}}
 
@@ -176,7 +176,7 @@ def test_a_killed_process_leaves_no_half_step(tmp_path: Path) -> None:
     script = f"""
         import os, signal
         from pathlib import Path
-        from tvlens import runs
+        from tvlens.runs import run as runs
         write = runs.write
         def killed_at_index(path, content):
             if path.name == runs._INDEX:

@@ -5,13 +5,13 @@ import torch
 import zoo
 
 import tvlens
-from tvlens.edits import AddToResidual, NoEdit, ReplaceHeads
 from tvlens.errors import ModelError, UnknownNameError
-from tvlens.interventions import WholePassEngine
+from tvlens.lens.edits import AddToResidual, NoEdit, ReplaceHeads
+from tvlens.lens.hooks import WholePassEngine
+from tvlens.lens.replay import ReplayEngine
+from tvlens.lens.selfcheck import choose_engine
 from tvlens.models.bridge import BridgeBackend
 from tvlens.models.hooked import HookedBackend
-from tvlens.replay import ReplayEngine
-from tvlens.selfcheck import choose_engine
 
 KINDS = pytest.mark.parametrize("kind", zoo.KINDS)
 BACKENDS = {"bridge": BridgeBackend, "hooked": HookedBackend}

@@ -8,14 +8,19 @@ import zoo
 from commands import ok
 
 import tvlens
-from tvlens import oracles
 from tvlens.errors import RunError, UnknownNameError
-from tvlens.models.regression import RegressionTransformer, save_regression
-from tvlens.models.shipped import is_regression, list_shipped, load_shipped, read_regression
-from tvlens.readout import SquaredError
-from tvlens.tasks.function_task import FunctionTask
-from tvlens.tasks.functions import function_class
-from tvlens.training import preset
+from tvlens.lens.readout import SquaredError
+from tvlens.models.regression.shipped import (
+    is_regression,
+    list_shipped,
+    load_shipped,
+    read_regression,
+)
+from tvlens.models.regression.training import preset
+from tvlens.models.regression.transformer import RegressionTransformer, save_regression
+from tvlens.tasks.regression import oracles
+from tvlens.tasks.regression.functions import function_class
+from tvlens.tasks.regression.task import FunctionTask
 
 NAMES = list_shipped()
 BELOW = {
@@ -108,7 +113,7 @@ def test_an_unknown_name_is_refused():
 
 
 def test_all_of_them_fit_the_package():
-    folder = Path(tvlens.__file__).parent / "models" / "weights"
+    folder = Path(tvlens.__file__).parent / "models" / "regression" / "weights"
     files = list(folder.iterdir())
     assert {file.stem for file in files} == set(NAMES)
     assert sum(file.stat().st_size for file in files) <= 25e6

@@ -13,7 +13,7 @@ from tvlens import tasks
 
 NAMES = tasks.names()
 ROOT = Path(__file__).parents[1]
-DATA = ROOT / "tvlens" / "tasks" / "data"
+DATA = ROOT / "tvlens" / "tasks" / "text" / "data"
 INVERSES = [
     ("present-past", "past-present"),
     ("verb-gerund", "gerund-verb"),

@@ -15,20 +15,20 @@ from pandas.testing import assert_frame_equal
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tvlens
-from tvlens import steps as shared
-from tvlens import study as module
-from tvlens.evaluate import evaluate
-from tvlens.headsets import overlap_at_k
-from tvlens.interventions import WholePassEngine
-from tvlens.lens import Lens
-from tvlens.methods.fit import FitSettings
-from tvlens.methods.ltv import LearnableTaskVector
-from tvlens.methods.vector import TaskVector
-from tvlens.readout import FirstToken
-from tvlens.runs import Run
-from tvlens.steps import fitting_ks
-from tvlens.study import StudySettings, TaskStudy, study_task, study_tasks
+from tvlens.evaluation.methods import evaluate
+from tvlens.lens.hooks import WholePassEngine
+from tvlens.lens.lens import Lens
+from tvlens.lens.readout import FirstToken
+from tvlens.runs.run import Run
+from tvlens.scores.agreement import overlap_at_k
+from tvlens.studies import stages as shared
+from tvlens.studies import text as module
+from tvlens.studies.stages import fitting_ks
+from tvlens.studies.text import StudySettings, TaskStudy, study_task, study_tasks
 from tvlens.tasks import Task
+from tvlens.vectors.ltv.fit import FitSettings
+from tvlens.vectors.ltv.ltv import LearnableTaskVector
+from tvlens.vectors.vector import TaskVector
 
 SETTINGS = StudySettings(
     shots=trained.SHOTS,

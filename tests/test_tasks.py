@@ -10,7 +10,7 @@ import pytest
 from tvlens import tasks
 from tvlens.errors import TaskError, UnknownNameError
 from tvlens.tasks import Pair, Task, Template
-from tvlens.tasks.draw import draw_queries, shuffle_labels
+from tvlens.tasks.text.draw import draw_queries, shuffle_labels
 
 SPLITS = ("train", "validation", "test")
 

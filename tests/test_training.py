@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tvlens.errors import NumericalError, RunError, ShapeError, UnknownNameError
-from tvlens.models.regression import RegressionSizes, RegressionTransformer
-from tvlens.tasks.functions import Linear, function_class
-from tvlens.tasks.inputs import draw_points
-from tvlens.training import Curriculum, TrainSettings, _Trainer, preset, train
+from tvlens.models.regression.training import Curriculum, TrainSettings, _Trainer, preset, train
+from tvlens.models.regression.transformer import RegressionSizes, RegressionTransformer
+from tvlens.tasks.regression.functions import Linear, function_class
+from tvlens.tasks.regression.inputs import draw_points
 
 SHORT = preset(
     "tiny",

@@ -6,10 +6,10 @@ import torch
 import zoo
 
 import tvlens
-from tvlens.arguments import read_vector
-from tvlens.edits import AddHeads, AddToResidual, NoEdit
+from tvlens.cli.arguments import read_vector
 from tvlens.errors import NumericalError, RunError, ShapeError, TaskError
-from tvlens.methods.vector import (
+from tvlens.lens.edits import AddHeads, AddToResidual, NoEdit
+from tvlens.vectors.vector import (
     HeadMixture,
     TaskVector,
     edits_of,

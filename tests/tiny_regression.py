@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 import tvlens
-from tvlens.edits import AddToResidual
-from tvlens.interventions import WholePassEngine
-from tvlens.lens import Lens
-from tvlens.models.regression import RegressionTransformer, save_regression
-from tvlens.tasks.function_task import FunctionTask
-from tvlens.tasks.functions import function_class
-from tvlens.tasks.points import PointPrompts
-from tvlens.training import model_card, preset, train
+from tvlens.lens.edits import AddToResidual
+from tvlens.lens.hooks import WholePassEngine
+from tvlens.lens.lens import Lens
+from tvlens.models.regression.training import model_card, preset, train
+from tvlens.models.regression.transformer import RegressionTransformer, save_regression
+from tvlens.tasks.regression.functions import function_class
+from tvlens.tasks.regression.prompts import PointPrompts
+from tvlens.tasks.regression.task import FunctionTask
 
 TRAINED = 6
 TASK = FunctionTask("linear", function_class("linear", 1), train_points=TRAINED)

@@ -15,7 +15,7 @@ import zoo
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tvlens
-from tvlens.lens import Lens
+from tvlens.lens.lens import Lens
 from tvlens.tasks import Pair, Task
 
 SHOTS = 4

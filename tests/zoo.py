@@ -13,14 +13,14 @@ from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from tvlens.engine import Engine
-from tvlens.lens import Lens
+from tvlens.lens.engine import Engine
+from tvlens.lens.lens import Lens
+from tvlens.lens.readout import FirstToken
+from tvlens.lens.replay import ReplayEngine
 from tvlens.models.backend import Backend
 from tvlens.models.batch import Batch
 from tvlens.models.bridge import BridgeBackend, bridge_from_huggingface
 from tvlens.models.hooked import HookedBackend, hooked_from_huggingface
-from tvlens.readout import FirstToken
-from tvlens.replay import ReplayEngine
 from tvlens.tasks import Pair, Prompt, Prompts, Task, Template
 
 try:

@@ -11,20 +11,20 @@ tvlens.compare_head_sets(ltv, aie)
 """
 
 from tvlens import tasks
-from tvlens.edits import AddToResidual, Edit, NoEdit, ReplaceHeads
-from tvlens.evaluate import evaluate
-from tvlens.heads import HeadMeans, mean_head_outputs
-from tvlens.headsets import compare_head_sets
-from tvlens.interventions import intervene
-from tvlens.lens import Lens
-from tvlens.loading import load
-from tvlens.mediation import IndirectEffects, indirect_effects, mediation_prompts
-from tvlens.methods.attribution import attribute
-from tvlens.methods.fit import FitSettings, fit_ltv
-from tvlens.methods.fv import choose_function_vectors, function_vector, function_vector_per_layer
-from tvlens.methods.ltv import LearnableTaskVector, permuted_controls, random_controls
-from tvlens.methods.vector import TaskVector
+from tvlens.evaluation.methods import evaluate
+from tvlens.lens.edits import AddToResidual, Edit, NoEdit, ReplaceHeads
+from tvlens.lens.heads import HeadMeans, mean_head_outputs
+from tvlens.lens.hooks import intervene
+from tvlens.lens.lens import Lens
+from tvlens.lens.loading import load
 from tvlens.progress import progress_bar
+from tvlens.scores.agreement import compare_head_sets
+from tvlens.scores.mediation import IndirectEffects, indirect_effects, mediation_prompts
+from tvlens.vectors.fv import choose_function_vectors, function_vector, function_vector_per_layer
+from tvlens.vectors.ltv.attribution import attribute
+from tvlens.vectors.ltv.fit import FitSettings, fit_ltv
+from tvlens.vectors.ltv.ltv import LearnableTaskVector, permuted_controls, random_controls
+from tvlens.vectors.vector import TaskVector
 
 __version__ = "0.1.0"
 

@@ -10,15 +10,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tvlens.edits import AddToResidual, NoEdit, ReplaceHeads
-from tvlens.heads import mean_head_outputs
-from tvlens.interventions import WholePassEngine, counted_hooks, intervene
-from tvlens.lens import Lens
-from tvlens.mediation import indirect_effects
-from tvlens.methods.fit import FitSettings
+from tvlens.lens.edits import AddToResidual, NoEdit, ReplaceHeads
+from tvlens.lens.heads import mean_head_outputs
+from tvlens.lens.hooks import WholePassEngine, counted_hooks, intervene
+from tvlens.lens.lens import Lens
 from tvlens.models.batch import Batch
-from tvlens.runs import peak_memory_gib
-from tvlens.tasks.task import Task
+from tvlens.runs.run import peak_memory_gib
+from tvlens.scores.mediation import indirect_effects
+from tvlens.tasks.text.task import Task
+from tvlens.vectors.ltv.fit import FitSettings
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tvlens.edits import AddToResidual, Edit, NoEdit
-from tvlens.interventions import WholePassEngine
-from tvlens.lens import Lens
-from tvlens.loading import load
-from tvlens.models.regression import RegressionTransformer
-from tvlens.tasks.function_task import FunctionTask
-from tvlens.tasks.functions import function_class
-from tvlens.tasks.points import PointCurves
-from tvlens.training import PRESETS
+from tvlens.lens.edits import AddToResidual, Edit, NoEdit
+from tvlens.lens.hooks import WholePassEngine
+from tvlens.lens.lens import Lens
+from tvlens.lens.loading import load
+from tvlens.models.regression.training import PRESETS
+from tvlens.models.regression.transformer import RegressionTransformer
+from tvlens.tasks.regression.functions import function_class
+from tvlens.tasks.regression.prompts import PointCurves
+from tvlens.tasks.regression.task import FunctionTask
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tvlens.errors import ModelError
 from tvlens.models.batch import Batch
 from tvlens.models.encode import encode_text
-from tvlens.tasks.prompts import Prompts
+from tvlens.tasks.text.prompts import Prompts
 
 HookFunction = Callable[..., Tensor | None]
 

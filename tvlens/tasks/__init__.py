@@ -1,11 +1,11 @@
 """Tasks: shipped text tasks, files of your own, function classes, and the prompts made of them."""
 
-from tvlens.tasks.files import load, load_file, load_folder, names
-from tvlens.tasks.function_task import FunctionTask
-from tvlens.tasks.functions import function_class
-from tvlens.tasks.points import PointCurves, PointPrompts
-from tvlens.tasks.prompts import Pair, Prompt, PromptKind, Prompts, Split, Template
-from tvlens.tasks.task import Task
+from tvlens.tasks.regression.functions import function_class
+from tvlens.tasks.regression.prompts import PointCurves, PointPrompts
+from tvlens.tasks.regression.task import FunctionTask
+from tvlens.tasks.text.files import load, load_file, load_folder, names
+from tvlens.tasks.text.prompts import Pair, Prompt, PromptKind, Prompts, Split, Template
+from tvlens.tasks.text.task import Task
 
 __all__ = [
     "FunctionTask",

@@ -1,0 +1,5 @@
+"""The `tvlens` command."""
+
+from tvlens.cli.app import main
+
+__all__ = ["main"]

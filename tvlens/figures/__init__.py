@@ -1,0 +1,22 @@
+"""Tables and maps to figures, in one style fit for print."""
+
+from tvlens.figures.curves import error_curves, modality_dots
+from tvlens.figures.scores import (
+    head_maps,
+    layer_profiles,
+    method_dots,
+    overlap_curve,
+    training_history,
+    weight_travel,
+)
+
+__all__ = [
+    "error_curves",
+    "head_maps",
+    "layer_profiles",
+    "method_dots",
+    "modality_dots",
+    "overlap_curve",
+    "training_history",
+    "weight_travel",
+]

@@ -1,0 +1,188 @@
+"""Figures of the regression study, and of both modalities beside each other."""
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from pandas import DataFrame
+
+from tvlens.errors import UnknownNameError
+from tvlens.figures.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PINK,
+    RED,
+    SKY,
+    STYLE,
+    require_columns,
+    whole_numbers,
+)
+
+_BARE = ("bare model", "black", "-")
+_VECTORS = {
+    "fv_layer": ("FV, one layer", ORANGE, "-"),
+    "fv_per_layer": ("FV, per layer", RED, "-"),
+    "fv_published": ("FV, published", GREEN, "--"),
+    "ltv": ("LTV, one length", BLUE, "-"),
+    "ltv_lengths": ("LTV, several lengths", SKY, "-"),
+    "random": ("random ω", PINK, ":"),
+    "permuted": ("permuted ω", GREY, ":"),
+}
+_CURVES: dict[str, dict[str, tuple[str, str, str]]] = {
+    "model and estimators": {
+        "truncation": ("last points only", BLUE, "-"),
+        "least_squares": ("least squares", GREEN, "--"),
+        "ridge": ("ridge", SKY, "--"),
+        "lasso": ("lasso", PINK, "--"),
+        "nearest_neighbours": ("3-NN", ORANGE, "--"),
+        "averaging": ("averaging", GREY, "--"),
+        "tree": ("tree", RED, "--"),
+        "boosting": ("boosted trees", RED, ":"),
+        "network": ("MLP", BLUE, ":"),
+    },
+    "vectors of the class": {
+        **{f"{method}_class": look for method, look in _VECTORS.items()},
+        "bare_dummies": ("bare, dummies", "black", ":"),
+        "fv_layer_class_dummies": ("FV, dummies", ORANGE, ":"),
+        "fv_published_class_dummies": ("published, dummies", GREEN, ":"),
+        "ltv_class_dummies": ("LTV, dummies", BLUE, ":"),
+    },
+    "vectors of each prompt": {f"{method}_prompt": look for method, look in _VECTORS.items()},
+}
+
+
+@rc_context(STYLE)
+def error_curves(
+    results: DataFrame, *, functions: str, train_points: int | None, shift: str = "none"
+) -> Figure:
+    """Squared error against the number of points: oracles, vectors of the class, of each prompt.
+
+    Lines are means over clean test prompts, bands their 95% intervals. The bare model is in every
+    panel, and a line marks the longest prompts that it was trained on.
+
+    Args:
+        results: columns `functions, shift, prompt, points, method, metric, value, ci_low, ci_high`.
+        functions: which function class to draw.
+        train_points: T_train.
+        shift: which shift to draw.
+
+    Raises:
+        UnknownNameError: a column is missing, or nothing of this class and shift is there.
+    """
+    columns = ("functions", "shift", "prompt", "points", "method", "metric")
+    require_columns(results, "results", *columns, "value", "ci_low", "ci_high")
+    rows = results[
+        (results["functions"] == functions)
+        & (results["shift"] == shift)
+        & (results["prompt"] == "clean")
+        & (results["metric"] == "squared_error")
+    ]
+    if rows.empty:
+        there = results[["functions", "shift"]].drop_duplicates().to_records(index=False).tolist()
+        raise UnknownNameError(
+            f"results hold no squared_error of {functions!r} under shift {shift!r} on clean "
+            f"prompts; there are {there}"
+        )
+    known = {"bare"}.union(*_CURVES.values())
+    others = {m: (m, GREY, ":") for m in rows["method"].unique() if m not in known}
+    figure = Figure(figsize=(7.2, 3.8))
+    figure.subplots_adjust(left=0.075, right=0.99, top=0.87, bottom=0.4, wspace=0.08)
+    panels = figure.subplots(1, len(_CURVES), sharex=True, sharey=True)
+    for axes, (title, group) in zip(panels, _CURVES.items(), strict=True):
+        shown = {"bare": _BARE} | group | (others if axes is panels[0] else {})
+        for method, look in shown.items():
+            _curve(axes, rows[rows["method"] == method], look)
+        if train_points is not None:
+            label = "longest in training"
+            axes.axvline(train_points, color=GREY, lw=0.8, ls=(0, (1, 2)), zorder=0, label=label)
+        axes.set(title=title, yscale="log", xlabel="points in the prompt")
+        axes.xaxis.set_major_locator(whole_numbers(6))
+        axes.grid(axis="y")
+        axes.legend(
+            loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=6, ncols=2, columnspacing=0.8
+        )
+    top = float(rows.loc[rows["method"] == "bare", "value"].max())
+    bottom = float(rows.loc[rows["method"].isin(["bare", "truncation"]), "ci_low"].min())
+    last = max(2, int(rows["points"].max()))
+    panels[0].set(ylim=(max(bottom / 2, 1e-5), max(top * 2.5, 1.5)), xlim=(1, last))
+    panels[0].set_ylabel("squared error / variance of f(x)")
+    under = "" if shift == "none" else f", shift: {shift}"
+    figure.suptitle(f"{functions}{under}")
+    return figure
+
+
+def _curve(axes: Axes, part: DataFrame, look: tuple[str, str, str]) -> None:
+    """One method's means and intervals; nothing where there are none."""
+    # An estimator that makes no error has no place on a logarithmic axis.
+    part = part[part["value"] > 1e-6].sort_values("points")
+    if part.empty:
+        return
+    label, colour, dash = look
+    low = part["ci_low"].clip(lower=1e-6)
+    axes.fill_between(part["points"], low, part["ci_high"], color=colour, alpha=0.12, lw=0)
+    (line,) = axes.plot(part["points"], part["value"], color=colour, ls=dash, lw=1.1, label=label)
+    if look is _BARE:
+        line.set(lw=1.6)
+    if len(part) < 8:
+        line.set(marker="o", ms=2.5)
+
+
+@rc_context(STYLE)
+def modality_dots(table: DataFrame) -> Figure:
+    """Agreement, stability, concentration and depth of head scores, text beside regression.
+
+    One dot a task; the bar is the mean of the modality.
+
+    Args:
+        table: columns `modality, task` and the measures of `MODALITY_PANELS`.
+
+    Raises:
+        UnknownNameError: a column is missing.
+    """
+    measures = [name for group in MODALITY_PANELS.values() for name in group]
+    require_columns(table, "modalities", "modality", "task", *measures)
+    modalities = list(dict.fromkeys(table["modality"]))
+    figure = Figure(figsize=(7.2, 2.6), layout="constrained")
+    sizes = [len(group) for group in MODALITY_PANELS.values()]
+    panels = figure.subplots(1, len(sizes), width_ratios=sizes)
+    colours = dict(zip(modalities, (BLUE, RED, GREEN), strict=False))
+    spread = 0.36 / max(1, len(modalities))
+    for axes, (title, group) in zip(panels, MODALITY_PANELS.items(), strict=True):
+        for place, measure in enumerate(group):
+            for number, modality in enumerate(modalities):
+                values = table.loc[table["modality"] == modality, measure].dropna()
+                x = place + (number - (len(modalities) - 1) / 2) * 2 * spread
+                marker = "os^"[number % 3]
+                named = modality if axes is panels[0] and place == 0 else None
+                axes.plot(
+                    [x] * len(values),
+                    values,
+                    marker,
+                    color=colours[modality],
+                    ms=3.5,
+                    alpha=0.6,
+                    mew=0,
+                    label=named,
+                )
+                if len(values):
+                    mean = float(values.mean())
+                    axes.hlines(mean, x - spread, x + spread, color=colours[modality], lw=1.6)
+        axes.set_xticks(range(len(group)), list(group.values()))
+        axes.set(title=title, xlim=(-0.6, len(group) - 0.4))
+        axes.axhline(0, color=GREY, lw=0.6, ls=":")
+        axes.grid(axis="y")
+    figure.legend(loc="outside lower center", ncols=len(modalities))
+    return figure
+
+
+MODALITY_PANELS = {
+    "AIE against LTV": {"overlap above chance": "overlap", "spearman": "Spearman"},
+    "each against itself\n(Spearman)": {
+        "spearman of AIE halves": "AIE\nhalves",
+        "spearman of LTV seeds": "LTV\nseeds",
+    },
+    "effective share of heads": {"effective share, AIE": "AIE", "effective share, LTV": "LTV"},
+    "mean depth": {"depth, AIE": "AIE", "depth, LTV": "LTV"},
+}
+"""Panels of `modality_dots`: columns of its table and what to call them."""

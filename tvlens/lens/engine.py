@@ -1,0 +1,65 @@
+"""How edited prompts are run: the interface that replay and whole forward passes share."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tvlens.lens.edits import Edit
+from tvlens.models.backend import Backend
+from tvlens.models.batch import Batch
+
+
+class Reading(ABC):
+    """Prompts that a model has read once, unedited, ready to be run again with edits."""
+
+    batch: Batch
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    @property
+    @abstractmethod
+    def z(self) -> Float[Tensor, "batch layer head d_head"]:
+        """`hook_z` of every head at the query position of the unedited prompts."""
+
+    @abstractmethod
+    def rows(self, index: slice | Int[Tensor, " chosen"]) -> "Reading":
+        """The reading of the prompts at `index` only, in that order; a slice copies nothing."""
+
+
+R = TypeVar("R", bound=Reading)
+
+
+class Engine(ABC, Generic[R]):
+    """Runs a model on prompts whose query position is edited.
+
+    Attributes:
+        backend: the model.
+        name: "replay" or "whole passes", as written into manifests.
+    """
+
+    name: str
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+
+    @abstractmethod
+    def read(self, batch: Batch) -> R:
+        """The prompts read once, without gradients."""
+
+    @abstractmethod
+    def join(self, readings: Sequence[R]) -> R:
+        """The readings of several groups of prompts as one."""
+
+    @abstractmethod
+    def run(self, reading: R, edit: Edit) -> Float[Tensor, "batch variant d_vocab"]:
+        """Logits at the query position under every variant, differentiable in the edit's values."""
+
+    @abstractmethod
+    def generate(
+        self, reading: R, edit: Edit, n_tokens: int
+    ) -> Int[Tensor, "batch variant n_tokens"]:
+        """Greedy continuation of every prompt; the edit acts at the query position only."""

@@ -1,0 +1,163 @@
+"""Mean head outputs at the query position: what a head says when the task is in the prompt."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tvlens.errors import NumericalError, ShapeError, TaskError
+from tvlens.lens.edits import NoEdit
+from tvlens.lens.lens import Lens
+from tvlens.tasks.text.prompts import HasDonors, PromptSet
+
+
+@dataclass(frozen=True)
+class HeadMeans:
+    """Mean and spread of every head's `hook_z` over prompts, and the mean contribution.
+
+    Attributes:
+        z: mean of `hook_z` at the query position.
+        variance: unbiased variance of it over prompts, NaN for one prompt.
+        outputs: mean contribution to the residual stream, `z @ W_O`, without the output bias.
+        kept: indices of the prompts that entered the mean.
+        offered: number of prompts that were offered.
+        model: name of the model.
+    """
+
+    z: Float[Tensor, "layer head d_head"]
+    variance: Float[Tensor, "layer head d_head"]
+    outputs: Float[Tensor, "layer head d_model"]
+    kept: tuple[int, ...]
+    offered: int
+    model: str
+
+    @property
+    def count(self) -> int:
+        """Number of prompts in the mean."""
+        return len(self.kept)
+
+    def require_fit(self, lens: Lens) -> None:
+        """Refuse means of a model of another size.
+
+        Raises:
+            ShapeError: layers, heads, d_head or d_model differ.
+        """
+        found = (*self.z.shape, self.outputs.shape[2])
+        expected = (lens.n_layer, lens.n_head, lens.backend.d_head, lens.d_model)
+        if found != expected:
+            raise ShapeError(
+                f"means of {self.model!r} have sizes {found} (layer, head, d_head, d_model), "
+                f"model {lens.name!r} has {expected}; compute them with this lens"
+            )
+
+
+@dataclass(frozen=True)
+class HeadOutputs:
+    """Every head's `hook_z` at the query position of single prompts, and its contribution.
+
+    Attributes:
+        z: `hook_z` at the query position.
+        outputs: contribution to the residual stream, `z @ W_O`, without the output bias.
+        model: name of the model.
+    """
+
+    z: Float[Tensor, "prompt layer head d_head"]
+    outputs: Float[Tensor, "prompt layer head d_model"]
+    model: str
+
+
+def donor_outputs(lens: Lens, prompts: PromptSet) -> HeadOutputs:
+    """Head outputs of the donor of every prompt: a clean prompt of the prompt's own function.
+
+    Raises:
+        TaskError: the prompts have no donors.
+        NumericalError: an activation is not finite.
+    """
+    if not isinstance(prompts, HasDonors):
+        raise TaskError(
+            f"{type(prompts).__name__} of task {prompts.task!r} have no donors: vectors of each "
+            "prompt's own head outputs need prompts of a FunctionTask; use one vector for the task"
+        )
+    batch = lens.encode(prompts.donors())
+    with lens.frozen(), torch.no_grad():
+        z = torch.cat([reading.z for reading in lens.readings(batch)])
+        outputs = torch.einsum("plhd,lhdm->plhm", z, lens.w_o)
+    if not torch.isfinite(outputs).all():
+        raise NumericalError(
+            f"head outputs of {lens.name!r} on donors of task {prompts.task!r} are not finite; "
+            "expected finite activations; try dtype=torch.float32"
+        )
+    return HeadOutputs(z, outputs, lens.name)
+
+
+class _StreamingMoments:
+    """Mean and variance of batches seen one after another, in float64 (Chan, Golub and LeVeque)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Tensor | float = 0.0
+        self.squares: Tensor | float = 0.0
+
+    def add(self, values: Tensor) -> None:
+        values = values.double()
+        n = values.shape[0]
+        if not n:
+            return
+        mean = values.mean(dim=0)
+        delta = mean - self.mean
+        total = self.count + n
+        self.squares = (
+            self.squares + (values - mean).square().sum(dim=0) + delta**2 * (self.count * n / total)
+        )
+        self.mean = self.mean + delta * (n / total)
+        self.count = total
+
+
+def mean_head_outputs(lens: Lens, prompts: PromptSet, *, answered_only: bool = True) -> HeadMeans:
+    """Mean head outputs at the query position over clean prompts.
+
+    Prompts are read in pieces, so memory does not grow with their number.
+
+    Args:
+        lens: the model.
+        prompts: clean in-context prompts of one task; Todd et al. (2024) use 100 with 10 shots.
+        answered_only: keep only prompts whose first answer token the model gets right, as the
+            published protocol does. `HeadMeans.kept` says which.
+
+    Raises:
+        TaskError: the model answers none of the prompts.
+        NumericalError: an activation is not finite.
+    """
+    batch = lens.encode(prompts)
+    moments = _StreamingMoments()
+    kept: list[int] = []
+    seen = 0
+    unedited = NoEdit(lens.n_layer)
+    with lens.frozen(), torch.no_grad():
+        for reading in lens.readings(batch):
+            right = torch.ones(len(reading), dtype=torch.bool)
+            if answered_only:
+                outputs = lens.engine.run(reading, unedited)
+                right = lens.readout.answered(outputs, reading.batch)[:, 0].cpu()
+            moments.add(reading.z[right.to(reading.z.device)])
+            kept += [seen + i for i in right.nonzero().flatten().tolist()]
+            seen += len(reading)
+    if not kept:
+        raise TaskError(
+            f"task {prompts.task!r}: {lens.name!r} answers none of {len(prompts)} clean "
+            f"{prompts.shots}-shot prompts, so there is no mean over answered prompts; pass "
+            "answered_only=False, or a task that the model does"
+        )
+    mean, squares = torch.as_tensor(moments.mean), torch.as_tensor(moments.squares)
+    if not torch.isfinite(mean).all():
+        layer, head = (~torch.isfinite(mean)).any(dim=2).nonzero()[0].tolist()
+        raise NumericalError(
+            f"hook_z of head ({layer}, {head}) of {lens.name!r} is not finite on task "
+            f"{prompts.task!r}; expected finite activations; try dtype=torch.float32"
+        )
+    variance = squares / (len(kept) - 1) if len(kept) > 1 else torch.full_like(squares, torch.nan)
+    outputs = torch.einsum("lhd,lhdm->lhm", mean, lens.w_o.double())
+    return HeadMeans(
+        mean.float(), variance.float(), outputs.float(), tuple(kept), len(prompts), lens.name
+    )

@@ -1,0 +1,180 @@
+"""The only code that adds hooks: edits and recordings during whole forward passes.
+
+This is the slow, exact path. It works for every architecture that TransformerLens hooks, and it is
+what `tvlens.lens.replay` is tested against.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tvlens.errors import InterventionError, ShapeError
+from tvlens.lens.edits import Edit
+from tvlens.lens.engine import Engine, Reading
+from tvlens.models.backend import Backend
+from tvlens.models.batch import Batch
+
+
+@contextmanager
+def counted_hooks(
+    backend: Backend, functions: Mapping[str, Callable[[Tensor], Tensor | None]]
+) -> Iterator[Counter[str]]:
+    """Attach one function per hook point name; yields the firings counted so far.
+
+    Hooks are removed on exit, also after an exception.
+
+    Raises:
+        InterventionError: on a clean exit, where a hook has never fired.
+    """
+    fired: Counter[str] = Counter()
+
+    def call(name: str, activation: Tensor, hook: Any) -> Tensor | None:
+        fired[name] += 1
+        return functions[name](activation)
+
+    with backend.hooks([(name, partial(call, name)) for name in functions]):
+        yield fired
+    silent = [name for name in functions if not fired[name]]
+    if silent:
+        raise InterventionError(
+            f"{len(silent)} of {len(functions)} hooks on {backend.name!r} never fired "
+            f"({', '.join(silent[:3])}{', …' if len(silent) > 3 else ''}): either the model "
+            "was not run inside the context or it has no such hook points"
+        )
+
+
+@contextmanager
+def intervene(
+    backend: Backend, edit: Edit, query: Int[Tensor, " batch"] | Int[Tensor, "batch site"]
+) -> Iterator[Counter[str]]:
+    """Make `edit` act on forward passes of the model inside the `with` block.
+
+    The model must be given `batch * variant` rows, the variants of one prompt next to each other.
+
+    Args:
+        backend: the model.
+        edit: what to change at the query position.
+        query: query position of each prompt, or several positions to act at.
+
+    Raises:
+        ShapeError: `edit` is for a model with another number of layers, or the rows do not fit.
+        InterventionError: a hook never fired.
+    """
+    if edit.n_layer != backend.n_layer:
+        raise ShapeError(
+            f"{type(edit).__name__} is for {edit.n_layer} layers, {backend.name!r} has "
+            f"{backend.n_layer}; build it from vectors or means of this model"
+        )
+    n_batch, n_variant = query.shape[0], edit.n_variant
+    sites = query.view(n_batch, -1).repeat_interleave(n_variant, dim=0)
+
+    def change(layer: int, act: Callable[[int, Tensor], Tensor], activation: Tensor) -> Tensor:
+        if activation.shape[0] != n_batch * n_variant:
+            raise ShapeError(
+                f"the model was run on {activation.shape[0]} rows, the edit is for {n_batch} "
+                f"prompts x {n_variant} variants = {n_batch * n_variant} rows"
+            )
+        rows = torch.arange(activation.shape[0], device=activation.device)
+        changed = activation.clone()
+        for where in sites.unbind(dim=1):
+            before = activation[rows, where].unflatten(0, (n_batch, n_variant))
+            changed[rows, where] = act(layer, before).flatten(0, 1)
+        return changed
+
+    functions = {backend.z_hook(n): partial(change, n, edit.edit_heads) for n in edit.head_layers}
+    functions |= {
+        backend.residual_hook(n): partial(change, n, edit.edit_residual)
+        for n in edit.residual_layers
+    }
+    with counted_hooks(backend, functions) as fired:
+        yield fired
+
+
+def record_heads(
+    backend: Backend,
+    inputs: Tensor,
+    mask: Bool[Tensor, "batch pos"],
+    query: Int[Tensor, " batch"],
+) -> tuple[Float[Tensor, "batch layer head d_head"], Float[Tensor, "batch d_vocab"]]:
+    """`hook_z` of every head, and the logits, at the query position of one forward pass."""
+    found: dict[int, Tensor] = {}
+    rows = torch.arange(len(query), device=inputs.device)
+
+    def keep(layer: int, activation: Tensor) -> None:
+        # A view would keep the whole activation alive.
+        found[layer] = activation[rows, query].clone()
+
+    functions: dict[str, Callable[[Tensor], Tensor | None]] = {
+        backend.z_hook(n): partial(keep, n) for n in range(backend.n_layer)
+    }
+    with counted_hooks(backend, functions):
+        logits = backend.forward(inputs, mask)[rows, query]
+    return torch.stack([found[n] for n in range(backend.n_layer)], dim=1), logits
+
+
+@dataclass(frozen=True)
+class WholePrompts(Reading):
+    """Prompts kept as tokens, to be run whole each time."""
+
+    batch: Batch
+    heads: Float[Tensor, "batch layer head d_head"]
+
+    @property
+    def z(self) -> Float[Tensor, "batch layer head d_head"]:
+        return self.heads
+
+    def rows(self, index: slice | Int[Tensor, " chosen"]) -> "WholePrompts":
+        return WholePrompts(self.batch.take(index), self.heads[index])
+
+
+class WholePassEngine(Engine[WholePrompts]):
+    """Runs every edited prompt as a whole forward pass: slow, and exact for any architecture."""
+
+    name = "whole passes"
+
+    def read(self, batch: Batch) -> WholePrompts:
+        batch = batch.to(self.backend.device)
+        with torch.no_grad():
+            heads, _ = record_heads(self.backend, batch.inputs, batch.mask, batch.query)
+        return WholePrompts(batch, heads)
+
+    def join(self, readings: Sequence[WholePrompts]) -> WholePrompts:
+        batch = Batch.join([reading.batch for reading in readings])
+        return WholePrompts(batch, torch.cat([reading.heads for reading in readings]))
+
+    def run(self, reading: WholePrompts, edit: Edit) -> Float[Tensor, "batch variant d_vocab"]:
+        return self.run_batch(reading.batch, edit)
+
+    def run_batch(self, batch: Batch, edit: Edit) -> Float[Tensor, "batch variant d_vocab"]:
+        """As `run`, of prompts that were not read: their unedited heads are not asked for."""
+        n = edit.n_variant
+        inputs = batch.inputs.repeat_interleave(n, dim=0)
+        mask = batch.mask.repeat_interleave(n, dim=0)
+        with intervene(self.backend, edit, batch.sites):
+            logits = self.backend.forward(inputs, mask)
+        rows = torch.arange(len(inputs), device=inputs.device)
+        at_query = logits[rows, batch.query.repeat_interleave(n)]
+        return at_query.unflatten(0, (len(batch), n))
+
+    def generate(
+        self, reading: WholePrompts, edit: Edit, n_tokens: int
+    ) -> Int[Tensor, "batch variant n_tokens"]:
+        batch, n = reading.batch, edit.n_variant
+        batch.require_query_last()
+        inputs = batch.inputs.repeat_interleave(n, dim=0)
+        mask = batch.mask.repeat_interleave(n, dim=0)
+        width = inputs.shape[1]
+        with torch.no_grad():
+            for _ in range(n_tokens):
+                with intervene(self.backend, edit, batch.query):
+                    chosen = self.backend.forward(inputs, mask)[:, -1].argmax(dim=-1, keepdim=True)
+                inputs = torch.cat([inputs, chosen], dim=1)
+                mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        return inputs[:, width:].unflatten(0, (len(batch), n))

@@ -1,0 +1,134 @@
+"""The lens: a frozen model, the engine that edits its prompts, and how its answers are read."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tvlens.lens.edits import Edit
+from tvlens.lens.engine import Engine, Reading
+from tvlens.lens.readout import Readout
+from tvlens.models.backend import Backend
+from tvlens.models.batch import Batch
+from tvlens.tasks.text.prompts import PromptSet
+
+
+@dataclass(frozen=True)
+class Lens:
+    """A frozen model seen through its attention heads. Made by `tvlens.load`.
+
+    Attributes:
+        backend: the HookedTransformer or TransformerBridge underneath.
+        engine: runs edited prompts, by replay where the self-check allows it.
+        readout: turns outputs at the query position into losses and scores.
+        prefix: special tokens put before every prompt.
+        max_tokens: prompt tokens that are read at once; bounds memory. The default keeps what a CPU
+            works on in its cache; accelerators want more.
+        max_rows: edited rows that are run at once; bounds memory.
+    """
+
+    backend: Backend
+    engine: Engine[Any]
+    readout: Readout
+    prefix: tuple[int, ...] = ()
+    max_tokens: int = 1024
+    max_rows: int = 512
+
+    @property
+    def name(self) -> str:
+        return self.backend.name
+
+    @property
+    def n_layer(self) -> int:
+        return self.backend.n_layer
+
+    @property
+    def n_head(self) -> int:
+        return self.backend.n_head
+
+    @property
+    def d_model(self) -> int:
+        return self.backend.d_model
+
+    @property
+    def w_o(self) -> Float[Tensor, "layer head d_head d_model"]:
+        """Output projection of every head."""
+        return self.backend.w_o
+
+    def __repr__(self) -> str:
+        return (
+            f"Lens({self.name!r}, {self.backend.kind}, {self.n_layer} layers x {self.n_head} "
+            f"heads, d_model {self.d_model}, {self.engine.name})"
+        )
+
+    def encode(self, prompts: PromptSet, *, pad_side: str = "left") -> Batch:
+        """The prompts as inputs of the model, padded where need be, with their answers.
+
+        Raises:
+            TaskError: an answer tokenises to nothing, or a prompt exceeds the context.
+            ModelError: the model does not read prompts of this kind.
+        """
+        return self.backend.encode(prompts, prefix=self.prefix, pad_side=pad_side)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """The model in evaluation mode without parameter gradients; both are restored on exit."""
+        with self.backend.frozen():
+            yield
+
+    def readings(self, batch: Batch, *, max_prompts: int | None = None) -> Iterator[Reading]:
+        """The prompts read in pieces of at most `max_tokens` tokens, one piece at a time.
+
+        Rows that share a prompt stay together.
+        """
+        step = max(1, self.max_tokens // batch.inputs.shape[1])
+        if max_prompts is not None:
+            step = max(1, min(step, max_prompts // batch.shared))
+        step *= batch.shared
+        for start in range(0, len(batch), step):
+            yield self.engine.read(batch[start : start + step])
+
+    def variants(self, reading: Reading, edit: Edit) -> Iterator[Edit]:
+        """The edit in pieces of at most `max_rows` rows for these prompts."""
+        step = max(1, self.max_rows // len(reading))
+        for index in torch.arange(edit.n_variant).split(step):
+            yield edit.of_variants(index)
+
+    def outputs(
+        self,
+        prompts: PromptSet | Batch,
+        edit: Edit,
+        read: Callable[[Tensor, Batch], Tensor],
+        *,
+        advance: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """`read(outputs, batch)` of every prompt under every variant, in bounded memory.
+
+        Args:
+            prompts: what the model is asked.
+            edit: what is changed at the query position.
+            read: reduces outputs `[batch variant d_vocab]` to `[batch variant …]`.
+            advance: called with the number of prompts finished, for progress bars.
+
+        Returns:
+            The reduced outputs of all prompts and variants, `[batch variant …]`.
+        """
+        batch = prompts if isinstance(prompts, Batch) else self.encode(prompts)
+        found: list[Tensor] = []
+        done = 0
+        with self.frozen(), torch.no_grad():
+            for reading in self.readings(batch):
+                of_piece = edit.of_prompts(done, done + len(reading))
+                parts = [
+                    read(self.engine.run(reading, piece), reading.batch)
+                    for piece in self.variants(reading, of_piece)
+                ]
+                found.append(torch.cat(parts, dim=1))
+                done += len(reading)
+                if advance is not None:
+                    advance(len(reading))
+        return torch.cat(found)

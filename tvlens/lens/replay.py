@@ -1,0 +1,284 @@
+"""Exact last-position replay: run each prompt once, then only its query position for every edit.
+
+All edits act at the query position, and causal attention lets nothing before it depend on it. So
+the prefix's keys and values are computed once; a *row* is one variant of the query position,
+attending to the shared prefix and to itself. Rows of one prompt never see each other. A variant
+branches off the unedited row at the first layer it changes. The numbers are those of whole forward
+passes to float precision.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+from tvlens.errors import ShapeError
+from tvlens.lens.edits import Edit
+from tvlens.lens.engine import Engine, Reading
+from tvlens.models.backend import Anatomy, Backend, Block
+from tvlens.models.batch import Batch
+
+
+@dataclass(frozen=True)
+class Prefix(Reading):
+    """Prompts read once: keys and values before the query, and the unedited query row.
+
+    Attributes:
+        batch: the prompts.
+        keys: rotated keys of every layer; rows of the batch that share a prompt share them.
+        values: values of every layer, shared alike.
+        visible: columns that the query position attends to besides itself.
+        position: index of the query among the real tokens of its prompt.
+        residual: unedited residual stream at the query position, before each block and at the end.
+        heads: unedited `hook_z` at the query position.
+    """
+
+    batch: Batch
+    keys: Float[Tensor, "layer prompt kv_head pos d_head"]
+    values: Float[Tensor, "layer prompt kv_head pos d_head"]
+    visible: Bool[Tensor, "batch pos"]
+    position: Int[Tensor, " batch"]
+    residual: Float[Tensor, "layer_and_end batch d_model"]
+    heads: Float[Tensor, "layer batch head d_head"]
+
+    @property
+    def z(self) -> Float[Tensor, "batch layer head d_head"]:
+        return self.heads.transpose(0, 1)
+
+    def rows(self, index: slice | Int[Tensor, " chosen"]) -> "Prefix":
+        whole = self.batch.whole_prompts(index) if isinstance(index, slice) else None
+        prompts = self.batch.prompt_of_row[index] if whole is None else whole
+        return Prefix(
+            self.batch.take(index),
+            self.keys[:, prompts],
+            self.values[:, prompts],
+            self.visible[index],
+            self.position[index],
+            self.residual[:, index],
+            self.heads[:, index],
+        )
+
+
+class ReplayEngine(Engine[Prefix]):
+    """Replays the query position of prompts that were read once.
+
+    Raises:
+        UnknownArchitectureError: the model has a part that replay does not know.
+    """
+
+    name = "replay"
+
+    def __init__(self, backend: Backend) -> None:
+        super().__init__(backend)
+        self.anatomy: Anatomy = backend.anatomy()
+
+    def read(self, batch: Batch) -> Prefix:
+        if batch.also:
+            raise ShapeError(
+                f"replay runs the query position alone, but edits of these prompts also act at "
+                f"{batch.also}; use tvlens.lens.hooks.WholePassEngine for prompts with dummies"
+            )
+        batch = batch.to(self.backend.device)
+        rows = batch.prompt_of_row
+        inputs, mask = batch.inputs[:: batch.shared], batch.mask[:: batch.shared]
+        position = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        keys, values, residuals, heads = [], [], [], []
+        with torch.no_grad():
+            allowed = _causal(mask)
+            x = self.backend.embed(inputs, mask)
+            for block in self.anatomy.blocks:
+                residuals.append(x[rows, batch.query])
+                q, k, v = self._project(block, x, position)
+                z = self._attend_all(block, q, k, v, allowed)
+                keys.append(k.transpose(1, 2))
+                values.append(v.transpose(1, 2))
+                heads.append(z[rows, batch.query])
+                x = _write(block, x, z)
+            residuals.append(x[rows, batch.query])
+        columns = torch.arange(batch.inputs.shape[1], device=self.backend.device)
+        return Prefix(
+            batch,
+            torch.stack(keys),
+            torch.stack(values),
+            batch.mask & (columns[None] < batch.query[:, None]),
+            position[rows, batch.query],
+            torch.stack(residuals),
+            torch.stack(heads),
+        )
+
+    def join(self, readings: Sequence[Prefix]) -> Prefix:
+        if len({reading.batch.shared for reading in readings}) > 1:
+            every = [torch.arange(len(r), device=self.backend.device) for r in readings]
+            readings = [r.rows(rows) for r, rows in zip(readings, every, strict=True)]
+        width = max(reading.visible.shape[1] for reading in readings)
+
+        def columns(tensors: list[Tensor], axis_after: int, at: int) -> Tensor:
+            after = (0, 0) * axis_after
+            widened = [pad(t, (*after, width - t.shape[-1 - axis_after], 0)) for t in tensors]
+            return torch.cat(widened, dim=at)
+
+        return Prefix(
+            Batch.join([reading.batch for reading in readings]),
+            columns([reading.keys for reading in readings], 1, at=1),
+            columns([reading.values for reading in readings], 1, at=1),
+            columns([reading.visible for reading in readings], 0, at=0),
+            torch.cat([reading.position for reading in readings]),
+            torch.cat([reading.residual for reading in readings], dim=1),
+            torch.cat([reading.heads for reading in readings], dim=1),
+        )
+
+    def run(self, reading: Prefix, edit: Edit) -> Float[Tensor, "batch variant d_vocab"]:
+        self._require_fit(edit)
+        order = edit.first_layer.argsort(stable=True)
+        edit = edit.of_variants(order)
+        joining = edit.first_layer.bincount(minlength=self.backend.n_layer + 1).tolist()
+        head_layers, residual_layers = edit.head_layers, edit.residual_layers
+        position = reading.position[:, None]
+        x = reading.residual.new_empty(len(reading), 0, self.backend.d_model)
+        for layer, block in enumerate(self.anatomy.blocks):
+            z = reading.heads.new_empty(len(reading), 0, *reading.heads.shape[2:])
+            if x.shape[1]:
+                q, k, v = self._project(block, x, position)
+                z = self._attend_rows(reading, layer, q, k[:, :, None], v[:, :, None])
+            if joining[layer]:
+                z = _append(z, reading.heads[layer], joining[layer])
+                x = _append(x, reading.residual[layer], joining[layer])
+            if not x.shape[1]:
+                continue
+            if layer in head_layers:
+                z = edit.edit_heads(layer, z)
+            x = _write(block, x, z)
+            if layer in residual_layers:
+                x = edit.edit_residual(layer, x)
+        x = _append(x, reading.residual[-1], joining[-1])
+        return self.backend.unembed(x[:, order.argsort()])
+
+    def generate(
+        self, reading: Prefix, edit: Edit, n_tokens: int
+    ) -> Int[Tensor, "batch variant n_tokens"]:
+        self._require_fit(edit)
+        reading.batch.require_query_last()
+        n = edit.n_variant
+        inputs = reading.batch.inputs.repeat_interleave(n, dim=0)
+        mask = reading.batch.mask.repeat_interleave(n, dim=0)
+        own: list[tuple[Tensor, Tensor]] = []
+        with torch.no_grad():
+            x = _append(reading.residual[0][:, None, :][:, :0], reading.residual[0], n)
+            for step in range(n_tokens):
+                position = reading.position[:, None] + step
+                for layer, block in enumerate(self.anatomy.blocks):
+                    q, k, v = self._project(block, x, position)
+                    k, v = k[:, :, None], v[:, :, None]
+                    if step:
+                        k = torch.cat([own[layer][0], k], dim=2)
+                        v = torch.cat([own[layer][1], v], dim=2)
+                        own[layer] = (k, v)
+                    else:
+                        own.append((k, v))
+                    z = self._attend_rows(reading, layer, q, k, v)
+                    if not step and layer in edit.head_layers:
+                        z = edit.edit_heads(layer, z)
+                    x = _write(block, x, z)
+                    if not step and layer in edit.residual_layers:
+                        x = edit.edit_residual(layer, x)
+                chosen = self.backend.unembed(x).argmax(dim=-1).flatten()
+                inputs = torch.cat([inputs, chosen[:, None]], dim=1)
+                if step + 1 == n_tokens:
+                    # One more position may be beyond the model's context.
+                    break
+                mask = pad(mask, (0, 1), value=True)
+                x = self.backend.embed(inputs, mask)[:, -1].unflatten(0, (len(reading), n))
+        return inputs[:, reading.batch.inputs.shape[1] :].unflatten(0, (len(reading), n))
+
+    def _require_fit(self, edit: Edit) -> None:
+        if edit.n_layer != self.backend.n_layer:
+            raise ShapeError(
+                f"{type(edit).__name__} is for {edit.n_layer} layers, {self.backend.name!r} has "
+                f"{self.backend.n_layer}; build it from vectors or means of this model"
+            )
+
+    def _project(self, block: Block, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        a = self.anatomy
+        qkv = block.norm(x) @ block.w_qkv
+        if block.b_qkv is not None:
+            qkv = qkv + block.b_qkv
+        heads = qkv.unflatten(-1, (a.n_head + 2 * a.n_kv_head, a.d_head))
+        q, k, v = heads.split([a.n_head, a.n_kv_head, a.n_kv_head], dim=-2)
+        if block.norm_query is not None and block.norm_key is not None:
+            q, k = block.norm_query(q), block.norm_key(k)
+        if block.rotate is not None:
+            q, k = block.rotate(q, position), block.rotate(k, position)
+        return q, k, v
+
+    def _attend_all(
+        self, block: Block, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor
+    ) -> Float[Tensor, "batch pos head d_head"]:
+        group = self.anatomy.n_head // self.anatomy.n_kv_head
+        k, v = (x.transpose(1, 2).repeat_interleave(group, dim=1) for x in (k, v))
+        z = scaled_dot_product_attention(
+            q.transpose(1, 2), k, v, attn_mask=allowed, scale=block.scale
+        )
+        return z.transpose(1, 2)
+
+    def _attend_rows(
+        self, reading: Prefix, layer: int, q: Tensor, own_keys: Tensor, own_values: Tensor
+    ) -> Float[Tensor, "batch variant head d_head"]:
+        """Attention of rows to their prompt's prefix and to their own positions.
+
+        `own_keys` and `own_values` are `[batch, variant, own position, kv_head, d_head]`.
+        """
+        n_kv = self.anatomy.n_kv_head
+        batch, variant = q.shape[:2]
+        grouped = q.unflatten(2, (n_kv, -1)).permute(0, 2, 3, 1, 4)  # batch kv group variant d_head
+        flat = grouped.flatten(2, 3) * self.anatomy.blocks[layer].scale
+        hidden = torch.where(reading.visible, 0.0, float("-inf")).to(q.dtype)[:, None, None]
+        shared = reading.batch.shared
+        to_prefix = _times(flat, reading.keys[layer].transpose(-1, -2), shared) + hidden
+        scaled = flat.unflatten(2, (-1, variant))
+        to_own = torch.einsum("bkgnd,bnokd->bkgno", scaled, own_keys).flatten(2, 3)
+        scores = torch.cat([to_prefix, to_own], dim=-1)
+        at_least_single = torch.promote_types(q.dtype, torch.float32)
+        weights = scores.softmax(dim=-1, dtype=at_least_single).to(q.dtype)
+        n_prefix = to_prefix.shape[-1]
+        from_prefix = _times(weights[..., :n_prefix], reading.values[layer], shared)
+        from_prefix = from_prefix.unflatten(2, (-1, variant))
+        own_weights = weights[..., n_prefix:].unflatten(2, (-1, variant))
+        from_own = torch.einsum("bkgno,bnokd->bkgnd", own_weights, own_values)
+        return (
+            (from_prefix + from_own).permute(0, 3, 1, 2, 4).reshape(batch, variant, -1, q.shape[-1])
+        )
+
+
+def _times(
+    rows: Float[Tensor, "batch kv_head row inner"],
+    prompts: Float[Tensor, "prompt kv_head inner outer"],
+    shared: int,
+) -> Float[Tensor, "batch kv_head row outer"]:
+    """Matrix products in which so many neighbouring rows of the batch share one right factor."""
+    n_rows = rows.shape[2]
+    folded = rows.unflatten(0, (-1, shared)).transpose(1, 2).flatten(2, 3)
+    product = (folded @ prompts).unflatten(2, (shared, n_rows))
+    return product.transpose(1, 2).flatten(0, 1)
+
+
+def _causal(mask: Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch 1 pos pos"]:
+    n = mask.shape[1]
+    triangle = torch.ones(n, n, dtype=torch.bool, device=mask.device).tril()
+    # Padding attends to itself: a softmax over nothing would be NaN.
+    own = torch.eye(n, dtype=torch.bool, device=mask.device)
+    return ((triangle & mask[:, None, :]) | own)[:, None]
+
+
+def _write(block: Block, x: Tensor, z: Tensor) -> Tensor:
+    attn_out = z.flatten(-2) @ block.w_o
+    if block.b_o is not None:
+        attn_out = attn_out + block.b_o
+    return block.finish(x, attn_out)
+
+
+def _append(rows: Tensor, clean: Tensor, n: int) -> Tensor:
+    """`rows` `[batch, variant, …]` with `n` copies of the unedited row `[batch, …]` behind them."""
+    return torch.cat([rows, clean[:, None].expand(-1, n, *clean.shape[1:])], dim=1)

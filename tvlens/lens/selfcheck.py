@@ -1,0 +1,175 @@
+"""Checks that a lens makes of its model before anybody trusts a number from it."""
+
+import warnings
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tvlens.errors import ModelError
+from tvlens.lens.edits import AddToResidual, NoEdit, ReplaceHeads
+from tvlens.lens.engine import Engine
+from tvlens.lens.hooks import WholePassEngine, counted_hooks
+from tvlens.lens.replay import ReplayEngine
+from tvlens.models.backend import Backend, UnknownArchitectureError
+from tvlens.models.batch import Batch
+
+# Largest difference allowed, in standard deviations of what is compared.
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+# Two orders of the same additions drift apart over many layers, so logits are compared by the root
+# mean square of their differences, and low precision is given more room.
+_LOGIT_TOLERANCE = _TOLERANCE | {torch.bfloat16: 3e-1}
+
+
+def choose_engine(backend: Backend) -> Engine:
+    """The engine for `backend`: replay where it is exact, whole forward passes otherwise.
+
+    On short random prompts this checks that the contributions of the heads and the bias
+    sum to the attention output, that zeroing one head's `hook_z` changes that output by exactly
+    its `z W_O`, that a large patch moves the logits, and that replay gives the numbers of hooked
+    forward passes. A warning says so where it does not.
+
+    Raises:
+        ModelError: one of the first three identities is broken; the message says which.
+    """
+    batch = backend.short_prompts()
+    with backend.frozen(), torch.no_grad():
+        _check_contributions(backend, batch)
+        _check_large_patch(backend, batch)
+        try:
+            engine = ReplayEngine(backend)
+            difference = _replay_difference(engine, batch)
+        except UnknownArchitectureError as reason:
+            return _whole_passes(backend, str(reason))
+        except (RuntimeError, AttributeError, LookupError, TypeError, ValueError) as error:
+            # Modules of an architecture nobody has tried can refuse to be called one by one.
+            return _whole_passes(backend, f"replay fails with {type(error).__name__}: {error}")
+    limit = _LOGIT_TOLERANCE[backend.dtype]
+    if not difference < limit:
+        return _whole_passes(
+            backend,
+            f"replayed logits differ by {difference:.1e} standard deviations, expected < "
+            f"{limit:.0e}",
+        )
+    return engine
+
+
+def _whole_passes(backend: Backend, reason: str) -> WholePassEngine:
+    warnings.warn(
+        f"{backend.name!r} is run by whole forward passes, which is exact but far slower than "
+        f"replay: {reason}",
+        stacklevel=4,
+    )
+    return WholePassEngine(backend)
+
+
+def _relative(difference: Tensor, reference: Tensor) -> float:
+    return float(difference.float().abs().max() / reference.float().std().clamp(min=1e-12))
+
+
+def _typical(difference: Tensor, reference: Tensor) -> float:
+    spread = reference.float().std().clamp(min=1e-12)
+    return float(difference.float().square().mean().sqrt() / spread)
+
+
+def _attention(
+    backend: Backend, batch: Batch, zero: tuple[int, int] | None = None
+) -> tuple[Float[Tensor, "layer batch d_model"], Float[Tensor, "layer batch head d_head"]]:
+    """Attention outputs and `hook_z` at the query, with one head's z zeroed where asked."""
+    z: dict[int, Tensor] = {}
+    out: dict[int, Tensor] = {}
+    rows = torch.arange(len(batch), device=backend.device)
+
+    def keep_z(layer: int, activation: Tensor) -> Tensor | None:
+        if zero is not None and layer == zero[0]:
+            activation = activation.clone()
+            activation[:, :, zero[1]] = 0
+        z[layer] = activation[rows, batch.query].clone()
+        return activation
+
+    def keep_out(layer: int, activation: Tensor) -> None:
+        out[layer] = activation[rows, batch.query].clone()
+
+    functions = {}
+    for layer in range(backend.n_layer):
+        functions[backend.z_hook(layer)] = lambda a, n=layer: keep_z(n, a)
+        functions[backend.attn_out_hook(layer)] = lambda a, n=layer: keep_out(n, a)
+    with counted_hooks(backend, functions):
+        backend.forward(batch.inputs, batch.mask)
+    layers = range(backend.n_layer)
+    return torch.stack([out[n] for n in layers]), torch.stack([z[n] for n in layers])
+
+
+def _check_contributions(backend: Backend, batch: Batch) -> None:
+    limit = _TOLERANCE.get(backend.dtype)
+    if limit is None:
+        raise ModelError(
+            f"model {backend.name!r} has dtype {backend.dtype}; expected one of "
+            f"{', '.join(map(str, _TOLERANCE))}; load it with dtype=torch.float32"
+        )
+    out, z = _attention(backend, batch)
+    if not torch.isfinite(out).all():
+        raise ModelError(
+            f"model {backend.name!r} gives activations that are not finite on a short prompt; "
+            "expected finite numbers; check its weights and dtype"
+        )
+    w_o = backend.w_o
+    if z.shape[2:] != w_o.shape[1:3]:
+        raise ModelError(
+            f"model {backend.name!r}: hook_z has (head, d_head) {tuple(z.shape[2:])}, W_O has "
+            f"{tuple(w_o.shape[1:3])}; both must describe the same query heads"
+        )
+    summed = torch.einsum("lbhd,lhdm->lbm", z, w_o) + backend.b_o[:, None]
+    error = _relative(summed - out, out)
+    if not error < limit:
+        raise ModelError(
+            f"model {backend.name!r}: head contributions plus bias do not sum to the attention "
+            f"output (off by {error:.1e} standard deviations, expected < {limit:.0e}); something "
+            "stands between hook_z and the residual stream, so heads have no separate contribution"
+        )
+    layer, head = backend.n_layer // 2, backend.n_head // 2
+    zeroed, _ = _attention(backend, batch, zero=(layer, head))
+    expected = -(z[layer, :, head] @ w_o[layer, head])
+    error = _relative((zeroed - out)[layer] - expected, out)
+    if not error < limit:
+        raise ModelError(
+            f"model {backend.name!r}: zeroing z of head ({layer}, {head}) does not change the "
+            f"attention output by its z W_O (off by {error:.1e} standard deviations, expected "
+            f"< {limit:.0e}); hook_z is not where the output projection reads"
+        )
+
+
+def _check_large_patch(backend: Backend, batch: Batch) -> None:
+    engine = WholePassEngine(backend)
+    reading = engine.read(batch)
+    clean = engine.run(reading, NoEdit(backend.n_layer))
+    mask = torch.zeros(1, backend.n_layer, backend.n_head, dtype=torch.bool, device=backend.device)
+    mask[0, 0] = True
+    values = 10 * reading.z.abs().amax().clamp(min=1.0) * torch.ones_like(reading.z[:, None])
+    moved = _relative(engine.run(reading, ReplaceHeads(mask, values)) - clean, clean)
+    if not moved > 1e-4:
+        raise ModelError(
+            f"model {backend.name!r}: a large patch of all heads of layer 0 moves the logits by "
+            f"{moved:.1e} standard deviations, expected > 1e-4; hook_z does not reach the output"
+        )
+
+
+def _replay_difference(engine: ReplayEngine, batch: Batch) -> float:
+    backend = engine.backend
+    slow = WholePassEngine(backend)
+    fast_reading, slow_reading = engine.read(batch), slow.read(batch)
+    worst = _typical(fast_reading.z - slow_reading.z, slow_reading.z)
+    generator = torch.Generator().manual_seed(1)
+    spread = slow_reading.z.float().std()
+    shape = (backend.n_layer, backend.n_head, backend.d_head)
+    z = (torch.randn(shape, generator=generator).to(backend.device) * spread).to(backend.dtype)
+    ends = ReplaceHeads.each_head(z).of_variants(
+        torch.tensor([0, backend.n_layer * backend.n_head - 1])
+    )
+    vectors = torch.randn(1, 1, backend.n_layer, backend.d_model, generator=generator)
+    vectors = (vectors.to(backend.device) * backend.b_o.float().std().clamp(min=0.1)).to(z.dtype)
+    active = torch.ones(1, backend.n_layer, dtype=torch.bool, device=backend.device)
+    for edit in (NoEdit(backend.n_layer), ends, AddToResidual(vectors, active)):
+        reference = slow.run(slow_reading, edit)
+        worst = max(worst, _typical(engine.run(fast_reading, edit) - reference, reference))
+    return worst

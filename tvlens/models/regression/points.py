@@ -1,0 +1,171 @@
+"""Regression transformers behind the backend interface: inputs are points, outputs predictions."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from transformers import GPT2LMHeadModel
+
+from tvlens.errors import ModelError, NumericalError, ShapeError, TaskError
+from tvlens.models.backend import Backend
+from tvlens.models.batch import Batch
+from tvlens.models.bridge import BridgeBackend, bridge_from_huggingface
+from tvlens.models.hooked import HookedBackend, hooked_transformer_class, load_unprocessed
+from tvlens.models.regression.transformer import RegressionTransformer, gpt2_config, interleave
+from tvlens.tasks.regression.prompts import PointCurves, PointPrompts
+
+Sequence = Float[Tensor, "batch pos n_dims"]
+
+
+class _ReadsPoints(Backend):
+    """The residual stream begins with the trained module's own read-in and positions."""
+
+    trained: RegressionTransformer
+
+    def forward(
+        self, inputs: Sequence, mask: Bool[Tensor, "batch pos"]
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        """Predictions at every position, d_vocab being 1; those at x positions were trained."""
+        self._require(inputs, mask)
+        return self._of_points(self.trained.read_in(inputs))
+
+    def embed(
+        self, inputs: Sequence, mask: Bool[Tensor, "batch pos"]
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """Residual stream before block 0, positions included."""
+        self._require(inputs, mask)
+        positions = self.trained.backbone.wpe.weight[: inputs.shape[1]]
+        return self.trained.read_in(inputs) + positions
+
+    def encode(self, prompts: Any, *, prefix: object = (), pad_side: str = "left") -> Batch:
+        """The prompts as interleaved points that end with the query's x.
+
+        Raises:
+            ShapeError: the points have other dimensions than the model, or are too many.
+            ModelError: the prompts are not of points.
+            TaskError: there is no prompt.
+            NumericalError: an x, or a y that is shown, is not finite.
+        """
+        if not isinstance(prompts, PointPrompts | PointCurves):
+            raise ModelError(
+                f"model {self.name!r} reads points, not {type(prompts).__name__}; expected prompts "
+                "of a FunctionTask"
+            )
+        _require_usable(prompts)
+        self.trained.require_points(prompts.xs.shape[1], prompts.xs.shape[2])
+        sequences = interleave(prompts.xs, prompts.ys)[:, :-1]
+        if isinstance(prompts, PointPrompts):
+            batch = Batch.of_sequences(sequences.to(self.dtype), prompts.target)
+            return replace(batch, also=tuple(2 * i for i in prompts.dummies))
+        shared = len(prompts.points)
+        whole = Batch.of_sequences(sequences.to(self.dtype), prompts.values[:, 0])
+        rows = whole.take(torch.arange(len(prompts)) // shared)
+        return replace(rows, query=prompts.query, target=prompts.target, shared=shared)
+
+    def short_prompts(self) -> Batch:
+        """Two prompts of random points, whatever they mean, for checking the model."""
+        n_points = min(3, self.trained.sizes.n_points)
+        generator = torch.Generator().manual_seed(0)
+        shape = (2, 2 * n_points, self.trained.sizes.n_dims)
+        inputs = torch.randn(shape, generator=generator).to(self.device, self.dtype)
+        return Batch.of_sequences(inputs, torch.zeros(2).to(inputs))
+
+    def _of_points(self, read_in: Float[Tensor, "batch pos d_model"]) -> Tensor:
+        raise NotImplementedError
+
+    def _require(self, inputs: Tensor, mask: Tensor) -> None:
+        self.trained.require_points((inputs.shape[1] + 1) // 2, inputs.shape[2])
+        if not mask.all():
+            raise ShapeError(
+                "prompts of points must all be of one length; expected no padding, got some: "
+                "batch prompts with the same number of points"
+            )
+
+
+class BridgePoints(_ReadsPoints, BridgeBackend):
+    """A TransformerBridge over a regression transformer."""
+
+    def __init__(self, trained: RegressionTransformer, name: str) -> None:
+        """The bridge shares the weights of `trained`."""
+        wrapped = bridge_from_huggingface(_as_language_model(trained), None, _dtype(trained))
+        super().__init__(wrapped, name)
+        self.trained = trained
+
+    def _of_points(self, read_in: Float[Tensor, "batch pos d_model"]) -> Tensor:
+        return self.model(read_in)
+
+
+class HookedPoints(_ReadsPoints, HookedBackend):
+    """A HookedTransformer with a copy of the weights of a regression transformer."""
+
+    def __init__(self, trained: RegressionTransformer, name: str) -> None:
+        """The blocks' weights are copied; the read-in stays that of `trained`.
+
+        Raises:
+            ModelError: transformer-lens is 4 or newer.
+        """
+        super().__init__(_hooked(trained), name)
+        self.trained = trained
+
+    def _of_points(self, read_in: Float[Tensor, "batch pos d_model"]) -> Tensor:
+        positions = self.trained.backbone.wpe.weight[: read_in.shape[1]]
+        return self.model(read_in + positions, start_at_layer=0)
+
+
+def _require_usable(prompts: PointPrompts | PointCurves) -> None:
+    if not len(prompts):
+        raise TaskError(f"task {prompts.task!r}: no prompt to read; expected at least one")
+    # The y of the last point is never shown.
+    shown = {"x": prompts.xs, "y": prompts.ys[:, :-1]}
+    for name, values in shown.items():
+        broken = (~torch.isfinite(values)).nonzero()
+        if len(broken):
+            prompt, point, *_ = broken[0].tolist()
+            raise NumericalError(
+                f"task {prompts.task!r}: {name} of point {point + 1} of prompt {prompt} is not "
+                "finite; expected finite points: drop such prompts, or mend what they come from"
+            )
+
+
+def _dtype(trained: RegressionTransformer) -> torch.dtype:
+    return trained.read_in.weight.dtype
+
+
+def _as_language_model(trained: RegressionTransformer) -> Any:
+    """A Hugging Face GPT-2 whose only word is the prediction; it shares the weights."""
+    with torch.device("meta"):
+        language_model = GPT2LMHeadModel(gpt2_config(trained.sizes))
+    language_model.transformer = trained.backbone
+    language_model.lm_head = trained.read_out
+    return language_model.eval()
+
+
+def _hooked(trained: RegressionTransformer) -> Any:
+    hooked_transformer = hooked_transformer_class()
+    from transformer_lens import HookedTransformerConfig
+    from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights
+
+    sizes, config = trained.sizes, trained.backbone.config
+    cfg = HookedTransformerConfig(
+        n_layers=sizes.n_layer,
+        n_heads=sizes.n_head,
+        d_model=sizes.d_model,
+        d_head=sizes.d_model // sizes.n_head,
+        d_mlp=4 * sizes.d_model,
+        n_ctx=2 * sizes.n_points,
+        d_vocab=1,
+        act_fn=config.activation_function,
+        normalization_type="LN",
+        eps=config.layer_norm_epsilon,
+        dtype=_dtype(trained),
+        device=str(trained.read_in.weight.device),
+        init_weights=False,
+    )
+    model = hooked_transformer(cfg, move_to_device=False)
+    with torch.no_grad():
+        state = convert_gpt2_weights(_as_language_model(trained), cfg)
+        state["unembed.b_U"] = trained.read_out.bias
+    load_unprocessed(model, state)
+    return model.to(trained.read_in.weight.device, print_details=False)

@@ -1,0 +1,5 @@
+"""Run folders: manifest, steps that survive interruption, tables, figures."""
+
+from tvlens.runs.run import Run
+
+__all__ = ["Run"]

@@ -1,0 +1,1 @@
+"""A number for every part of the model, and how far two such scores agree."""

@@ -1,0 +1,132 @@
+"""Causal mediation: how much each head, put back alone, restores the task (Todd et al., 2024)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import cast
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tvlens.errors import NumericalError
+from tvlens.lens.edits import ReplaceHeads
+from tvlens.lens.heads import HeadMeans, donor_outputs
+from tvlens.lens.lens import Lens
+from tvlens.scores.agreement import Head, top_heads
+from tvlens.stats import bootstrap_mean_axis
+from tvlens.tasks.text.prompts import Prompts, PromptSet, Split
+from tvlens.tasks.text.task import Task
+
+
+@dataclass(frozen=True)
+class IndirectEffects:
+    """Indirect effect of every head on every prompt.
+
+    Attributes:
+        values: score with the head's z replaced minus score without, per prompt.
+        baseline: score of each prompt without a replacement.
+        task: name of the task.
+        model: name of the model.
+        score_name: unit of the values, "probability" for text.
+    """
+
+    values: Float[Tensor, "prompt layer head"]
+    baseline: Float[Tensor, " prompt"]
+    task: str
+    model: str
+    score_name: str
+
+    @property
+    def scores(self) -> Float[Tensor, "layer head"]:
+        """Average indirect effect (AIE) of every head."""
+        return self.values.double().mean(dim=0).float()
+
+    def top(self, k: int) -> list[Head]:
+        """The k heads of largest AIE as (layer, head), best first.
+
+        Raises:
+            ShapeError: k is smaller than 1 or larger than the number of heads.
+        """
+        return top_heads(self.scores, k)
+
+    def to_frame(self, *, seed: int = 0) -> pd.DataFrame:
+        """One row per head: task, layer, head, aie, aie_low, aie_high (95% interval)."""
+        mean, low, high = bootstrap_mean_axis(self.values, seed=seed)
+        n_layer, n_head = mean.shape
+        index = pd.MultiIndex.from_product([range(n_layer), range(n_head)], names=["layer", "head"])
+        columns = {"aie": mean, "aie_low": low, "aie_high": high}
+        frame = pd.DataFrame(
+            {name: torch.as_tensor(x).flatten().tolist() for name, x in columns.items()}, index
+        ).reset_index()
+        frame.insert(0, "task", self.task)
+        return frame
+
+
+def mediation_prompts(
+    task: Task, clean: Prompts, means: HeadMeans, *, n: int = 25, seed: int = 0
+) -> Prompts:
+    """Label-shuffled prompts whose queries the model answers when the prompt is clean.
+
+    Args:
+        task: where demonstrations are drawn from.
+        clean: the prompts that `means` was offered.
+        means: mean head outputs; its `kept` says which prompts were answered.
+        n: number of prompts; Todd et al. (2024) use 25.
+        seed: seed of the draws.
+    """
+    queries = list(dict.fromkeys(clean[i].query for i in means.kept))
+    return task.prompts(
+        cast(Split, clean.split),
+        shots=clean.shots,
+        n=n,
+        seed=seed,
+        kind="shuffled",
+        queries=queries,
+    )
+
+
+def indirect_effects(
+    lens: Lens,
+    prompts: PromptSet,
+    means: HeadMeans | None,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> IndirectEffects:
+    """Indirect effects of all heads on prompts that do not carry the task.
+
+    For head (l, j) and a prompt: the score of the right answer with the head's `hook_z` at the
+    query position replaced by its mean over clean prompts, minus the score without replacement
+    (Todd et al. 2024, section 2.2; their protocol is 25 label-shuffled 10-shot prompts whose
+    queries the model answers when the prompt is clean).
+
+    Args:
+        lens: the model.
+        prompts: label-shuffled prompts.
+        means: mean head outputs over clean prompts of the same task; None replaces each prompt's
+            heads by those of its own donor.
+        progress: called with the number of prompts finished.
+
+    Raises:
+        ShapeError: the means are of another model.
+        TaskError: no means are given, and the prompts have no donors.
+        NumericalError: an effect is not finite.
+    """
+    if means is None:
+        z = donor_outputs(lens, prompts).z
+    else:
+        means.require_fit(lens)
+        z = means.z[None]
+    batch = lens.encode(prompts)
+    each = ReplaceHeads.each_head(z.to(lens.backend.device, lens.backend.dtype))
+    # One more variant, which replaces nothing, gives the baseline from the same reading.
+    edit = replace(each, mask=torch.cat([each.mask, torch.zeros_like(each.mask[:1])]))
+    scores = lens.outputs(batch, edit, lens.readout.score, advance=progress).cpu()
+    patched, baseline = scores[:, :-1], scores[:, -1:]
+    values = (patched - baseline).unflatten(1, (lens.n_layer, lens.n_head))
+    if not torch.isfinite(values).all():
+        raise NumericalError(
+            f"indirect effects on task {prompts.task!r} are not finite; expected finite "
+            f"probabilities from {lens.name!r}; try dtype=torch.float32"
+        )
+    return IndirectEffects(values, baseline[:, 0], prompts.task, lens.name, lens.readout.score_name)

@@ -1,0 +1,1 @@
+"""Whole studies: every stage kept as a step of a run."""

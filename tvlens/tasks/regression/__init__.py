@@ -1,0 +1,1 @@
+"""Function classes as tasks: points, and the prompts made of them."""

@@ -1,0 +1,1 @@
+"""Text tasks: pairs, and the prompts made of them."""

@@ -1,0 +1,75 @@
+"""Seeded choices behind `Task.prompts`: which pairs are asked, shown, and with which labels.
+
+Every choice has its own `random.Random`, seeded with a string that says what it is for, for example
+`"tvlens/demos/seed=0/split=train/shots=10/prompt=3"`. Python hashes such strings with SHA-512, so a
+choice is the same on every machine, does not depend on how many prompts were drawn before it, and
+never shares its stream with another one.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+
+from tvlens.errors import TaskError
+from tvlens.tasks.text.prompts import Pair
+
+
+def stream(purpose: str, **key: int | str) -> random.Random:
+    """A random generator of its own for one purpose and key."""
+    return random.Random("/".join(["tvlens", purpose, *(f"{k}={v}" for k, v in key.items())]))
+
+
+def draw_queries(pool: Sequence[Pair], n: int | None, *, seed: int, split: str) -> list[Pair]:
+    """The pairs to ask: all in order for `n=None`, else the first `n` of shuffled rounds.
+
+    No pair is asked a second time before every pair has been asked once, and a smaller `n` gives a
+    prefix of what a larger one gives.
+    """
+    if n is None:
+        return list(pool)
+    queries: list[Pair] = []
+    for round_number in range(-(-n // len(pool))):
+        order = list(pool)
+        stream("queries", seed=seed, split=split, round=round_number).shuffle(order)
+        queries += order
+    return queries[:n]
+
+
+def shuffle_labels(
+    demos: Sequence[Pair], others: Sequence[Pair], rng: random.Random
+) -> tuple[Pair, ...]:
+    """The demonstrations with their outputs permuted; as few as possible keep their own.
+
+    With `k` demonstrations of which at most `m` share one output, `max(0, 2m - k)` must keep it; no
+    more do. In a list sorted by output, taking the label `m` places further on reaches that bound.
+    The list is put in random order first, so that the permutation is random. Demonstrations that
+    all have one output (always so with one shot) take the outputs of other pairs, since no
+    permutation could change them.
+
+    Raises:
+        TaskError: All demonstrations and all other pairs have the same output.
+    """
+    counts = Counter(demo.output for demo in demos)
+    if len(counts) == 1:
+        own = demos[0].output
+        foreign = [pair.output for pair in others if pair.output != own]
+        if not foreign:
+            raise TaskError(
+                f"labels cannot be shuffled: every train pair has the output {own!r}, and a "
+                "shuffled label must differ from the true one; use a task with at least two "
+                "different outputs, or kind='zero'"
+            )
+        return tuple(Pair(demo.input, rng.choice(foreign)) for demo in demos)
+    groups = list(counts)
+    rng.shuffle(groups)
+    positions: list[int] = []
+    for output in groups:
+        members = [i for i, demo in enumerate(demos) if demo.output == output]
+        rng.shuffle(members)
+        positions += members
+    shift = max(counts.values())
+    shown = {
+        position: demos[positions[(rank + shift) % len(positions)]].output
+        for rank, position in enumerate(positions)
+    }
+    return tuple(Pair(demo.input, shown[i]) for i, demo in enumerate(demos))

@@ -1,0 +1,1 @@
+"""The Learnable Task Vector."""

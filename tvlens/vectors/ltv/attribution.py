@@ -1,0 +1,63 @@
+"""What each head's term of a Learnable Task Vector does for the answer."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tvlens.lens.edits import AddToResidual
+from tvlens.lens.lens import Lens
+from tvlens.tasks.text.prompts import PromptSet
+from tvlens.vectors.ltv.ltv import LearnableTaskVector
+from tvlens.vectors.ltv.sample import Sample, read_samples
+
+POINTS = 8
+"""Midpoints of the path of integrated gradients."""
+
+
+def attribute(
+    lens: Lens, ltv: LearnableTaskVector, prompts: Sequence[PromptSet], *, points: int = POINTS
+) -> Float[Tensor, "layer head"]:
+    """What each head's term adds to the log-probability of the answer, averaged over prompts.
+
+    Integrated gradients along alpha * omega from alpha 0 to 1, by the midpoint rule
+    (Sundararajan, Taly and Yan, ICML 2017): the attributions sum to the whole gain of the vector.
+    They are also stored in `ltv.effect` and give contributions their sign.
+
+    Args:
+        lens: the model.
+        ltv: a trained vector.
+        prompts: prompts that do not carry the task, of the validation split.
+        points: midpoints of the path.
+    """
+    rows = max(1, lens.max_rows // points)
+    with lens.frozen():
+        return attribute_samples(
+            lens, ltv, read_samples(lens, prompts, ltv.per_prompt, rows), points
+        )
+
+
+def attribute_samples(
+    lens: Lens, ltv: LearnableTaskVector, samples: Iterable[Sample], points: int
+) -> Float[Tensor, "layer head"]:
+    """As `attribute`, over prompts that were read; the model must be frozen."""
+    alphas = ((torch.arange(points) + 0.5) / points).to(ltv.omega.device)
+    weights = ltv.weights.detach()
+    total, count = torch.zeros_like(weights), 0
+    for sample in samples:
+        along = (alphas[:, None, None] * weights).requires_grad_()
+        outputs = ltv.outputs[None] if sample.outputs is None else sample.outputs
+        vectors = torch.einsum("vlh,blhd->bvld", along, outputs)
+        reading = sample.reading
+        loss = lens.readout.loss(lens.engine.run(reading, add_vectors(vectors)), reading.batch)
+        (gradient,) = torch.autograd.grad(-loss.sum() / points, along)
+        total += weights * gradient.sum(dim=0)
+        count += len(reading)
+    ltv.effect.copy_(total / count)
+    return ltv.effect
+
+
+def add_vectors(vectors: Float[Tensor, "some_batch variant layer d_model"]) -> AddToResidual:
+    """The edit that adds such vectors after every block."""
+    return AddToResidual(vectors, vectors.new_ones(vectors.shape[1:3], dtype=torch.bool))

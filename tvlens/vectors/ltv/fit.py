@@ -1,0 +1,403 @@
+"""Training of Learnable Task Vectors by replay: the prompts are read once, a step runs one
+position.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tvlens.errors import NumericalError, RunError, TaskError
+from tvlens.lens.heads import HeadMeans
+from tvlens.lens.lens import Lens
+from tvlens.runs.storage import load_tensors, save_tensors
+from tvlens.tasks.text.prompts import PromptKind, PromptSet, PromptSource
+from tvlens.vectors.ltv.attribution import POINTS, add_vectors, attribute_samples
+from tvlens.vectors.ltv.ltv import Granularity, LearnableTaskVector, Start
+from tvlens.vectors.ltv.sample import Sample
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How a Learnable Task Vector is trained.
+
+    Attributes:
+        start: weights before training.
+        learning_rate: step size of Adam. A weight travels at most about steps x learning_rate.
+        steps: largest number of steps.
+        batch_size: prompts per step. Batches are drawn once and visited in a new order each round.
+        kinds: kinds of training prompts, mixed in equal parts.
+        shots: examples in prompts that have any; several numbers train at several lengths.
+        n_prompts: training prompts of each kind and length; they are read once and used again.
+        n_validation: validation prompts of each kind and length; by default as many as the task
+            gives.
+        evaluate_every: steps between validations.
+        patience: validations without improvement after which training stops; None never stops.
+        l1: weight of the penalty Σ|omega|, applied as soft thresholding, so weights reach zero:
+            those of heads that lower the loss by less than `l1` per unit of weight.
+        top_k: from half of the steps on, keep only the k heads of largest ‖omega ā‖.
+        granularity: "head", or "block" for the released text code of the paper.
+        per_prompt: weight the head outputs of each prompt's own donor instead of their means over
+            the task, as the paper does for regression, where every prompt has its own function.
+    """
+
+    start: Start = "zero"
+    learning_rate: float = 0.1
+    steps: int = 60
+    batch_size: int = 32
+    kinds: tuple[PromptKind, ...] = ("zero", "shuffled")
+    shots: int | tuple[int, ...] = 3
+    n_prompts: int = 160
+    n_validation: int | None = None
+    evaluate_every: int = 10
+    patience: int | None = 3
+    l1: float = 0.0
+    top_k: int | None = None
+    granularity: Granularity = "head"
+    per_prompt: bool = False
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Every number of shots that is trained on."""
+        return (self.shots,) if isinstance(self.shots, int) else self.shots
+
+    @classmethod
+    def paper(cls, **changes: object) -> "FitSettings":
+        """The settings of the released code: omega ~ N(0, 1), Adam at 5e-5, 2,000 steps, no stop.
+
+        A weight can travel 0.1 at most, so the result is mostly its random start.
+        """
+        paper = cls(start="normal", learning_rate=5e-5, steps=2000, patience=None, batch_size=8)
+        return replace(paper, **{"evaluate_every": 50, **changes})  # type: ignore[arg-type]
+
+
+DEFAULT_SETTINGS = FitSettings()
+
+
+def fit_ltv(
+    lens: Lens,
+    task: PromptSource,
+    means: HeadMeans,
+    *,
+    settings: FitSettings = DEFAULT_SETTINGS,
+    start: Float[Tensor, "layer head"] | None = None,
+    seed: int = 0,
+    read: "FitPrompts | None" = None,
+    checkpoint: Path | str | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> LearnableTaskVector:
+    """A trained Learnable Task Vector, with its `history` and the effect of every head.
+
+    Training prompts ask queries of the train split and do not carry the task (zero-shot and
+    label-shuffled). The weights returned are those of lowest validation loss, on prompts of the
+    validation split. Method: Saglam et al. 2025, section 3.
+
+    Args:
+        lens: the model.
+        task: where prompts are drawn from.
+        means: mean head outputs on clean prompts of the task.
+        settings: how to train; `FitSettings.paper()` is the released code's.
+        start: weights to start from, instead of `settings.start`.
+        seed: seed of prompts, batches and a random start.
+        read: prompts that `read_fit_prompts` read for the same settings and seed, whatever is
+            weighed; several trainings can share them.
+        checkpoint: file to save to at every validation, and to resume from where it exists.
+        progress: called with the number of steps finished.
+
+    Raises:
+        ShapeError: the means are of another model.
+        NumericalError: the loss is not finite, or training diverges.
+        RunError: the checkpoint is of other settings, means or start, or cannot be read.
+        TaskError: `settings.per_prompt` is asked of a task whose prompts have no donors, or `read`
+            holds other prompts than these settings ask for.
+    """
+    means.require_fit(lens)
+    if settings.per_prompt and settings.granularity != "head":
+        raise TaskError(
+            "fit_ltv: per_prompt=True weighs heads, so it needs granularity='head', not "
+            f"{settings.granularity!r}"
+        )
+    if read is None:
+        read = read_fit_prompts(lens, task, settings, seed)
+    read.require_fit(task, settings, seed)
+    training, validation = read.training, read.validation
+    if not settings.per_prompt:
+        training, validation = training.without_donors(), validation.without_donors()
+    own = training.outputs
+    ltv = LearnableTaskVector(
+        means.outputs,
+        start=settings.start if start is None else start,
+        seed=seed,
+        granularity=settings.granularity,
+        norms=None if own is None else own.norm(dim=-1).mean(dim=0).cpu(),
+        model=lens.name,
+        task=task.name,
+    )
+    ltv.to(lens.backend.device)
+    trainer = _Trainer(ltv, settings, seed, lens)
+    identity = json.dumps(
+        {
+            "settings": asdict(settings),
+            "seed": seed,
+            "task": task.digest,
+            "model": lens.name,
+            "start": _digest(ltv.start),
+            "outputs": _digest(ltv.outputs),
+        },
+        sort_keys=True,
+    )
+    if checkpoint is not None and Path(checkpoint).exists():
+        trainer.restore(Path(checkpoint), identity)
+    with lens.frozen():
+        if not trainer.rows:
+            trainer.validate(validation, float("nan"))
+        for step in range(trainer.step, settings.steps):
+            if trainer.finished:
+                break
+            loss = trainer.train_step(training)
+            if progress is not None:
+                progress(1)
+            if (step + 1) % settings.evaluate_every == 0 or step + 1 == settings.steps:
+                trainer.validate(validation, loss)
+                if checkpoint is not None:
+                    trainer.save(Path(checkpoint), identity)
+        ltv.omega.data.copy_(trainer.best)
+        ltv.mask.copy_(trainer.best_mask)
+        ltv.history = pd.DataFrame(trainer.rows)
+        rows = max(1, lens.max_rows // POINTS)
+        attribute_samples(lens, ltv, validation.pieces(rows), POINTS)
+    return ltv
+
+
+@dataclass(frozen=True)
+class FitPrompts:
+    """Prompts that Learnable Task Vectors are trained and selected on, read once.
+
+    Attributes:
+        training: prompts of every kind and length in turn.
+        validation: prompts of the validation split.
+        drawn: what they were drawn by.
+    """
+
+    training: Sample
+    validation: Sample
+    drawn: tuple[object, ...]
+
+    def require_fit(self, task: PromptSource, settings: FitSettings, seed: int) -> None:
+        """Refuse prompts that a training with these settings would not have drawn.
+
+        Raises:
+            TaskError: they are of another task, seed, kind, length or number, or lack donors.
+        """
+        expected = _drawn(task, settings, seed)
+        if self.drawn != expected or (settings.per_prompt and self.training.outputs is None):
+            donors = "with" if self.training.outputs is not None else "without"
+            raise TaskError(
+                f"fit_ltv got prompts read {donors} donors for {self.drawn}; expected those of "
+                f"{expected}{', with donors' if settings.per_prompt else ''}: read them with "
+                "read_fit_prompts and the same settings and seed"
+            )
+
+
+def _drawn(task: PromptSource, settings: FitSettings, seed: int) -> tuple[object, ...]:
+    s = settings
+    return task.digest, s.kinds, s.lengths, s.n_prompts, s.n_validation, seed
+
+
+def read_fit_prompts(
+    lens: Lens, task: PromptSource, settings: FitSettings, seed: int
+) -> FitPrompts:
+    """The prompts that `fit_ltv` trains and selects on.
+
+    Args:
+        lens: the model.
+        task: where prompts are drawn from.
+        settings: how vectors are trained.
+        seed: seed of the training.
+
+    Raises:
+        TaskError: `settings.per_prompt` is asked of a task whose prompts have no donors.
+    """
+    training, validation = (
+        Sample.read(lens, prompts, settings.per_prompt)
+        for prompts in (
+            training_prompts(task, settings, seed),
+            validation_prompts(task, settings, seed),
+        )
+    )
+    n_sets = len(settings.kinds) * len(settings.lengths)
+    return FitPrompts(training.in_turn(n_sets), validation, _drawn(task, settings, seed))
+
+
+def training_prompts(task: PromptSource, settings: FitSettings, seed: int) -> list[PromptSet]:
+    """The prompts that `fit_ltv` trains on, one set per length and kind."""
+    return [
+        task.prompts("train", shots=shots, n=settings.n_prompts, seed=seed, kind=kind)
+        for shots in settings.lengths
+        for kind in settings.kinds
+    ]
+
+
+def validation_prompts(task: PromptSource, settings: FitSettings, seed: int) -> list[PromptSet]:
+    """The prompts that `fit_ltv` selects on: every validation pair once per length and kind."""
+    n = settings.n_validation
+    return [
+        task.prompts("validation", shots=shots, n=n, seed=seed, kind=kind)
+        for shots in settings.lengths
+        for kind in settings.kinds
+    ]
+
+
+def _digest(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.cpu().numpy().tobytes()).hexdigest()[:16]
+
+
+class _Trainer:
+    """Adam on omega, validation, early stopping, and their checkpoint."""
+
+    def __init__(
+        self, ltv: LearnableTaskVector, settings: FitSettings, seed: int, lens: Lens
+    ) -> None:
+        self.ltv, self.settings, self.lens = ltv, settings, lens
+        self.generator = torch.Generator().manual_seed(seed)
+        self.adam = torch.optim.Adam([ltv.omega], lr=settings.learning_rate)
+        self.step = 0
+        self.best = ltv.omega.detach().clone()
+        self.best_mask = ltv.mask.clone()
+        self.best_loss = float("inf")
+        self.waited = 0
+        self.rows: list[dict[str, float]] = []
+        self.waiting: list[int] = []
+
+    @property
+    def finished(self) -> bool:
+        """Whether patience has run out; never before a top-k mask is set."""
+        patience = self.settings.patience
+        waiting_for_mask = self.settings.top_k is not None and self.step <= self.settings.steps // 2
+        return patience is not None and self.waited >= patience and not waiting_for_mask
+
+    def _losses(self, sample: Sample) -> Float[Tensor, " batch"]:
+        vectors = self.ltv()[None] if sample.outputs is None else self.ltv(sample.outputs)
+        outputs = self.lens.engine.run(sample.reading, add_vectors(vectors[:, None]))
+        return self.lens.readout.loss(outputs, sample.reading.batch)[:, 0]
+
+    def train_step(self, training: Sample) -> float:
+        if self.settings.top_k is not None and self.step == self.settings.steps // 2:
+            self.ltv.keep_top(self.settings.top_k)
+            # What was best with all heads does not count among vectors of k heads.
+            self.best_loss, self.waited = float("inf"), 0
+        self.adam.zero_grad()
+        loss = self._losses(training.rows(self._next_batch(len(training)))).mean()
+        loss.backward()
+        total = float(loss.detach())
+        self._require_finite(total)
+        self.adam.step()
+        if self.settings.l1:
+            self._shrink()
+        self.step += 1
+        return total
+
+    def _shrink(self) -> None:
+        """The proximal step of the L1 penalty, in the metric of Adam's own step."""
+        state, options = self.adam.state[self.ltv.omega], self.adam.param_groups[0]
+        correction = 1 - options["betas"][1] ** float(state["step"])
+        scale = (state["exp_avg_sq"] / correction).sqrt() + options["eps"]
+        threshold = self.settings.l1 * self.settings.learning_rate / scale
+        omega = self.ltv.omega.data
+        omega.copy_(omega.sign() * (omega.abs() - threshold).clamp(min=0))
+
+    def _next_batch(self, n_prompts: int) -> slice:
+        size = self.settings.batch_size
+        if not self.waiting:
+            n_batches = -(-n_prompts // size)
+            self.waiting = torch.randperm(n_batches, generator=self.generator).tolist()
+        first = self.waiting.pop() * size
+        return slice(first, first + size)
+
+    def validate(self, validation: Sample, train_loss: float) -> None:
+        with torch.no_grad():
+            loss = float(self._losses(validation).double().mean())
+        self._require_finite(loss)
+        self.rows.append(
+            {
+                "step": self.step,
+                "train_loss": train_loss,
+                "validation_loss": loss,
+                "travel": self.ltv.travel,
+                "norm": float(self.ltv.weights.detach().norm()),
+            }
+        )
+        # A model's final norm bounds what vectors can do to its logits, however large they are, so
+        # a diverged loss does not grow without limit.
+        start = self.rows[0]["validation_loss"]
+        if loss > 2 * max(1.0, start):
+            raise NumericalError(
+                f"LTV training on {self.ltv.task!r} diverged: validation loss {loss:.3g} after "
+                f"step {self.step}, {start:.3g} at the start; expected it to fall; lower "
+                f"learning_rate (now {self.settings.learning_rate})"
+            )
+        if loss < self.best_loss:
+            self.best_loss, self.waited = loss, 0
+            self.best = self.ltv.omega.detach().clone()
+            self.best_mask = self.ltv.mask.clone()
+        else:
+            self.waited += 1
+
+    def _require_finite(self, loss: float) -> None:
+        if not torch.isfinite(torch.tensor(loss)) or not torch.isfinite(self.ltv.omega).all():
+            raise NumericalError(
+                f"LTV training on {self.ltv.task!r}: loss or weights are not finite at step "
+                f"{self.step} (loss {loss}); expected finite numbers; lower learning_rate (now "
+                f"{self.settings.learning_rate}) or look for NaN in the mean head outputs"
+            )
+
+    def save(self, path: Path, identity: str) -> None:
+        state = self.adam.state[self.ltv.omega]
+        tensors = {
+            "omega": self.ltv.omega.detach(),
+            "mask": self.ltv.mask,
+            "best": self.best,
+            "best_mask": self.best_mask,
+            "generator": self.generator.get_state(),
+            **{f"adam.{key}": value for key, value in state.items()},
+        }
+        save_tensors(
+            path,
+            tensors,
+            {
+                "identity": identity,
+                "step": self.step,
+                "best_loss": self.best_loss,
+                "waited": self.waited,
+                "waiting": self.waiting,
+                "rows": self.rows,
+            },
+        )
+
+    def restore(self, path: Path, identity: str) -> None:
+        tensors, names = load_tensors(path)
+        if names.get("identity") != identity:
+            raise RunError(
+                f"checkpoint {path} was made with other settings, seed, task, model, means or "
+                f"start; expected "
+                f"{identity}, found {names.get('identity')}; choose another file or delete it"
+            )
+        device = self.ltv.omega.device
+        self.ltv.omega.data.copy_(tensors["omega"])
+        self.ltv.mask.copy_(tensors["mask"])
+        self.best, self.best_mask = tensors["best"].to(device), tensors["best_mask"].to(device)
+        self.generator.set_state(tensors["generator"])
+        self.adam.state[self.ltv.omega] = {
+            key.removeprefix("adam."): value if key == "adam.step" else value.to(device)
+            for key, value in tensors.items()
+            if key.startswith("adam.")
+        }
+        self.step, self.waited = names["step"], names["waited"]
+        self.best_loss, self.rows = names["best_loss"], names["rows"]
+        self.waiting = names["waiting"]
