@@ -8,15 +8,8 @@ from scipy import stats
 
 from tvlens import stats as metrics
 from tvlens.errors import NumericalError, ShapeError, TvlensError
-from tvlens.stats import (
-    Interval,
-    bootstrap_mean,
-    bootstrap_mean_axis,
-    bootstrap_ratio_axis,
-    is_top1,
-    kl_divergence,
-    target_log_prob,
-)
+from tvlens.lens.readout import is_top1, kl_divergence, target_log_prob
+from tvlens.stats import Interval, bootstrap_mean, bootstrap_mean_axis, bootstrap_ratio_axis
 
 
 def random_logits(*shape, seed=0):

@@ -7,8 +7,8 @@ import zoo
 from tvlens.errors import ShapeError
 from tvlens.lens.edits import AddToResidual, NoEdit, ReplaceHeads
 from tvlens.lens.hooks import WholePassEngine
+from tvlens.lens.readout import target_log_prob
 from tvlens.lens.replay import ReplayEngine
-from tvlens.stats import target_log_prob
 
 SIDES = ["left", "right"]
 ALL_KINDS = pytest.mark.skipif(len(zoo.KINDS) < 2, reason="transformer-lens 4 has one backend")

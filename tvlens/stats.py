@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Real
+from jaxtyping import Bool, Float, Real
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -40,54 +40,6 @@ class Interval:
         """
         low, high = sorted((float(transform(self.low)), float(transform(self.high))))
         return Interval(float(transform(self.value)), low, high, self.n)
-
-
-def target_log_prob(
-    logits: Float[Tensor, "*batch d_vocab"], target: Int[Tensor, "*batch"]
-) -> Float[Tensor, "*batch"]:
-    """Log-probability of each target token, in nats; the cross-entropy is minus this.
-
-    Computed in float32 (float64 for float64 logits) whatever the model's precision, differentiable.
-
-    Raises:
-        NumericalError: A row of logits holds NaN or +inf.
-        ShapeError: A target is not a token of the vocabulary.
-    """
-    _check_logits(logits, "logits", target)
-    return _log_softmax(logits).gather(-1, target.long().unsqueeze(-1)).squeeze(-1)
-
-
-def is_top1(
-    logits: Float[Tensor, "*batch d_vocab"], target: Int[Tensor, "*batch"]
-) -> Bool[Tensor, "*batch"]:
-    """True where greedy decoding would emit the target; a tie goes to the lowest token id.
-
-    Raises:
-        NumericalError: A row of logits holds NaN or +inf.
-        ShapeError: A target is not a token of the vocabulary.
-    """
-    _check_logits(logits, "logits", target)
-    return logits.argmax(dim=-1) == target
-
-
-def kl_divergence(
-    reference_logits: Float[Tensor, "*batch d_vocab"], logits: Float[Tensor, "*batch d_vocab"]
-) -> Float[Tensor, "*batch"]:
-    """KL(p_reference ‖ p) of the two next-token distributions, in nats.
-
-    Over the whole vocabulary, or over a task's label tokens alone when both arguments hold only
-    those columns. Tokens of zero reference probability (a logit of -inf) count nothing.
-
-    Raises:
-        NumericalError: A row of either argument holds NaN or +inf.
-    """
-    _check_logits(reference_logits, "reference_logits")
-    _check_logits(logits, "logits")
-    reference = _log_softmax(reference_logits)
-    probability = reference.exp()
-    difference = (reference - _log_softmax(logits)).masked_fill(probability == 0, 0.0)
-    # Rounding can leave a few 1e-8 below zero where the two distributions agree.
-    return (probability * difference).sum(dim=-1).clamp(min=0.0)
 
 
 def bootstrap_mean(
@@ -208,27 +160,6 @@ def bootstrap_ratio_axis(
     low, high = np.quantile(ratios, tails, axis=0, method=method)
     value, low, high = (torch.from_numpy(np.reshape(x, shape)) for x in (value, low, high))
     return value, low, high
-
-
-def _log_softmax(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
-
-
-def _check_logits(logits: Tensor, name: str, target: Tensor | None = None) -> None:
-    # The maximum carries NaN and +inf along, and -inf only where a whole row is masked out.
-    broken = ~torch.isfinite(logits.detach().amax(dim=-1)).reshape(-1)
-    if broken.any():
-        raise NumericalError(
-            f"{name} are NaN or infinite in {int(broken.sum())} of {broken.numel()} rows (first: "
-            f"row {int(broken.nonzero()[0])}): a finite maximum is needed in every row; look for "
-            "NaN in weights, a diverged vector, or an overflow of the model's precision"
-        )
-    d_vocab = logits.shape[-1]
-    if target is not None and (outside := (target < 0) | (target >= d_vocab)).any():
-        raise ShapeError(
-            f"target token {int(target[outside][0])} is outside the vocabulary of the logits "
-            f"(0 to {d_vocab - 1}): tokenise the answers with the model's own tokenizer"
-        )
 
 
 def _finite_values(values: Tensor | NDArray[Any]) -> NDArray[np.float64]:
