@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from tvlens.errors import TaskError, UnknownNameError
+from tvlens.tasks.base import HasDonors, PromptSet, PromptSource
 from tvlens.tasks.regression.functions import Linear, NoisyLinear, SparseLinear
 from tvlens.tasks.regression.inputs import SHIFTS
 from tvlens.tasks.regression.task import FunctionTask
-from tvlens.tasks.text.prompts import HasDonors, PromptSet, PromptSource
 
 TASK = FunctionTask("linear", Linear(4))
 TRAINED = FunctionTask("linear", Linear(4), train_points=6)

@@ -19,10 +19,10 @@ from tvlens.lens.edits import NoEdit
 from tvlens.lens.hooks import WholePassEngine
 from tvlens.lens.lens import Lens
 from tvlens.stats import bootstrap_mean_axis, bootstrap_ratio_axis
+from tvlens.tasks.base import PromptKind, Split
 from tvlens.tasks.regression.oracles import Oracle
 from tvlens.tasks.regression.prompts import PointCurves, PointPrompts
 from tvlens.tasks.regression.task import FunctionTask
-from tvlens.tasks.text.prompts import PromptKind, Split
 
 FIDELITY_COLUMNS = [
     *("functions", "shift", "prompt", "points", "method"),

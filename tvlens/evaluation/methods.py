@@ -14,7 +14,7 @@ from tvlens.lens.edits import Edit
 from tvlens.lens.engine import Reading
 from tvlens.lens.lens import Lens
 from tvlens.stats import Interval, bootstrap_mean
-from tvlens.tasks.text.prompts import PromptKind, PromptSet, PromptSource, Split
+from tvlens.tasks.base import PromptKind, PromptSet, PromptSource, Split
 from tvlens.vectors.vector import HeadMixture, TaskVector, Vector, edits_of
 
 RESULT_COLUMNS = ["task", "method", "prompt", "metric", "value", "ci_low", "ci_high", "n"]

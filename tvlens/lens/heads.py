@@ -9,7 +9,7 @@ from torch import Tensor
 from tvlens.errors import NumericalError, ShapeError, TaskError
 from tvlens.lens.edits import NoEdit
 from tvlens.lens.lens import Lens
-from tvlens.tasks.text.prompts import HasDonors, PromptSet
+from tvlens.tasks.base import HasDonors, PromptSet
 
 
 @dataclass(frozen=True)

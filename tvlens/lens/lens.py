@@ -14,7 +14,7 @@ from tvlens.lens.engine import Engine, Reading
 from tvlens.lens.readout import Readout
 from tvlens.models.backend import Backend
 from tvlens.models.batch import Batch
-from tvlens.tasks.text.prompts import PromptSet
+from tvlens.tasks.base import PromptSet
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from tvlens.lens.heads import HeadMeans, donor_outputs
 from tvlens.lens.lens import Lens
 from tvlens.scores.agreement import Head, top_heads
 from tvlens.stats import bootstrap_mean_axis
-from tvlens.tasks.text.prompts import Prompts, PromptSet, Split
+from tvlens.tasks.base import PromptSet, Split
+from tvlens.tasks.text.prompts import Prompts
 from tvlens.tasks.text.task import Task
 
 

@@ -19,8 +19,8 @@ from tvlens.studies.stages import (
     overlap_frame,
     write_head_figures,
 )
+from tvlens.tasks.base import PromptKind
 from tvlens.tasks.regression.task import FunctionTask
-from tvlens.tasks.text.prompts import PromptKind
 from tvlens.vectors.ltv.ltv import LearnableTaskVector
 from tvlens.vectors.vector import Vector
 

@@ -27,12 +27,12 @@ from tvlens.studies.stages import (
     function_vector_step,
     ltv_step,
 )
+from tvlens.tasks.base import PromptKind, PromptSet
 from tvlens.tasks.regression import oracles
 from tvlens.tasks.regression.inputs import SHIFTS
 from tvlens.tasks.regression.oracles import Oracle
 from tvlens.tasks.regression.prompts import PointCurves
 from tvlens.tasks.regression.task import FunctionTask
-from tvlens.tasks.text.prompts import PromptKind, PromptSet
 from tvlens.vectors.fv import published_mixture
 from tvlens.vectors.ltv.fit import FitPrompts, FitSettings, read_fit_prompts
 from tvlens.vectors.ltv.ltv import LearnableTaskVector, permuted_controls, random_controls

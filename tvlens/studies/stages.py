@@ -20,7 +20,7 @@ from tvlens.scores.agreement import (
     stability,
 )
 from tvlens.scores.mediation import IndirectEffects
-from tvlens.tasks.text.prompts import PromptKind, PromptSet, PromptSource
+from tvlens.tasks.base import PromptKind, PromptSet, PromptSource
 from tvlens.vectors.fv import choose_function_vectors
 from tvlens.vectors.ltv.fit import FitPrompts, FitSettings, fit_ltv
 from tvlens.vectors.ltv.ltv import LearnableTaskVector

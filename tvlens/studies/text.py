@@ -25,7 +25,8 @@ from tvlens.studies.stages import (
     overlap_frame,
     write_head_figures,
 )
-from tvlens.tasks.text.prompts import PromptKind, Prompts, PromptSet
+from tvlens.tasks.base import PromptKind, PromptSet
+from tvlens.tasks.text.prompts import Prompts
 from tvlens.tasks.text.task import Task
 from tvlens.vectors.fv import DEFAULT_KS, DEFAULT_SCALES
 from tvlens.vectors.ltv.fit import FitSettings

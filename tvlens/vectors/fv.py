@@ -15,7 +15,7 @@ from tvlens.lens.heads import HeadMeans
 from tvlens.lens.lens import Lens
 from tvlens.scores.agreement import Head
 from tvlens.scores.mediation import IndirectEffects
-from tvlens.tasks.text.prompts import PromptKind, PromptSet
+from tvlens.tasks.base import PromptKind, PromptSet
 from tvlens.vectors.vector import HeadMixture, TaskVector, Vector, edits_of
 
 DEFAULT_KS = (3, 10, 30)

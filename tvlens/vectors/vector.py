@@ -17,7 +17,7 @@ from tvlens.lens.edits import AddHeads, AddToResidual, Edit
 from tvlens.lens.heads import HeadMeans, donor_outputs
 from tvlens.lens.lens import Lens
 from tvlens.runs.storage import load_tensors, save_tensors
-from tvlens.tasks.text.prompts import PromptSet
+from tvlens.tasks.base import PromptSet
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tvlens.errors import TaskError
+from tvlens.tasks.base import PromptKind, Split
 from tvlens.tasks.regression.inputs import Xs, Ys
-from tvlens.tasks.text.prompts import PromptKind, Split
 
 
 @dataclass(frozen=True)

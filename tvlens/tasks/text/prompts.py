@@ -16,55 +16,9 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, overload, runtime_checkable
+from typing import Literal, overload
 
-PromptKind = Literal["zero", "shuffled", "clean"]
-Split = Literal["train", "validation", "test"]
-
-
-@runtime_checkable
-class PromptSet(Protocol):
-    """Prompts of any modality: what was asked of which task, and how many there are."""
-
-    @property
-    def task(self) -> str: ...
-
-    @property
-    def shots(self) -> int: ...
-
-    def __len__(self) -> int: ...
-
-
-@runtime_checkable
-class HasDonors(Protocol):
-    """Prompts that each have a clean prompt to take head outputs from, row by row."""
-
-    def donors(self) -> PromptSet:
-        """One clean prompt of the same task for each prompt."""
-        ...
-
-
-@runtime_checkable
-class PromptSource(Protocol):
-    """A task of any modality: what prompts are drawn from."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def digest(self) -> str: ...
-
-    def prompts(
-        self,
-        split: Split,
-        *,
-        shots: int = 10,
-        n: int | None = None,
-        seed: int = 0,
-        kind: PromptKind = "clean",
-    ) -> Any:
-        """A `PromptSet`."""
-        ...
+from tvlens.tasks.base import PromptKind
 
 
 @dataclass(frozen=True)

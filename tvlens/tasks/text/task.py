@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import get_args
 
 from tvlens.errors import TaskError
+from tvlens.tasks.base import PromptKind, Split
 from tvlens.tasks.text.draw import draw_queries, shuffle_labels, stream
-from tvlens.tasks.text.prompts import Pair, Prompt, PromptKind, Prompts, Split, Template
+from tvlens.tasks.text.prompts import Pair, Prompt, Prompts, Template
 
 _SPLIT_SEED = 0
 _SPLIT_PERCENT = {"train": 70, "validation": 9}

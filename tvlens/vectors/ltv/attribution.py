@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tvlens.lens.edits import AddToResidual
 from tvlens.lens.lens import Lens
-from tvlens.tasks.text.prompts import PromptSet
+from tvlens.tasks.base import PromptSet
 from tvlens.vectors.ltv.ltv import LearnableTaskVector
 from tvlens.vectors.ltv.sample import Sample, read_samples
 

@@ -17,7 +17,7 @@ from tvlens.errors import NumericalError, RunError, TaskError
 from tvlens.lens.heads import HeadMeans
 from tvlens.lens.lens import Lens
 from tvlens.runs.storage import load_tensors, save_tensors
-from tvlens.tasks.text.prompts import PromptKind, PromptSet, PromptSource
+from tvlens.tasks.base import PromptKind, PromptSet, PromptSource
 from tvlens.vectors.ltv.attribution import POINTS, add_vectors, attribute_samples
 from tvlens.vectors.ltv.ltv import Granularity, LearnableTaskVector, Start
 from tvlens.vectors.ltv.sample import Sample

@@ -11,7 +11,7 @@ from tvlens.errors import TaskError
 from tvlens.lens.engine import Reading
 from tvlens.lens.heads import donor_outputs
 from tvlens.lens.lens import Lens
-from tvlens.tasks.text.prompts import PromptSet
+from tvlens.tasks.base import PromptSet
 
 
 @dataclass(frozen=True)
