@@ -20,7 +20,7 @@ from tvlens.runs.storage import load_tensors, save_tensors
 from tvlens.tasks.regression.functions import FunctionClass, function_class
 from tvlens.tasks.regression.inputs import Shift, draw_points
 from tvlens.tasks.regression.oracles import least_squares
-from tvlens.tasks.text.draw import stream
+from tvlens.tasks.streams import stream
 
 Precision = Literal["float32", "bfloat16", "float16"]
 

@@ -14,7 +14,7 @@ from tvlens.tasks.base import PromptKind, Split
 from tvlens.tasks.regression.functions import FunctionClass, function_class
 from tvlens.tasks.regression.inputs import SHIFTS, Points, Shift, deranged, draw_points, more_points
 from tvlens.tasks.regression.prompts import PointCurves, PointPrompts, no_donors
-from tvlens.tasks.text.draw import stream
+from tvlens.tasks.streams import stream
 
 _PROMPTS = {"train": 1024, "validation": 256, "test": 256}
 

@@ -11,12 +11,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from tvlens.errors import TaskError
+from tvlens.tasks.streams import stream
 from tvlens.tasks.text.prompts import Pair
-
-
-def stream(purpose: str, **key: int | str) -> random.Random:
-    """A random generator of its own for one purpose and key."""
-    return random.Random("/".join(["tvlens", purpose, *(f"{k}={v}" for k, v in key.items())]))
 
 
 def draw_queries(pool: Sequence[Pair], n: int | None, *, seed: int, split: str) -> list[Pair]:

@@ -10,7 +10,8 @@ from typing import get_args
 
 from tvlens.errors import TaskError
 from tvlens.tasks.base import PromptKind, Split
-from tvlens.tasks.text.draw import draw_queries, shuffle_labels, stream
+from tvlens.tasks.streams import stream
+from tvlens.tasks.text.draw import draw_queries, shuffle_labels
 from tvlens.tasks.text.prompts import Pair, Prompt, Prompts, Template
 
 _SPLIT_SEED = 0

@@ -12,7 +12,7 @@ from tvlens.errors import NumericalError, ShapeError, UnknownNameError
 from tvlens.lens.heads import HeadMeans
 from tvlens.runs.storage import load_tensors, save_tensors
 from tvlens.scores.agreement import top_heads
-from tvlens.tasks.text.draw import stream
+from tvlens.tasks.streams import stream
 from tvlens.vectors.vector import HeadMixture, TaskVector, Vector
 
 Granularity = Literal["head", "block"]
