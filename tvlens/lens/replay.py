@@ -18,7 +18,8 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from tvlens.errors import ShapeError
 from tvlens.lens.edits import Edit
 from tvlens.lens.engine import Engine, Reading
-from tvlens.models.backend import Anatomy, Backend, Block
+from tvlens.models.anatomy import Anatomy, Block
+from tvlens.models.backend import Backend
 from tvlens.models.batch import Batch
 
 

@@ -11,7 +11,8 @@ from tvlens.lens.edits import AddToResidual, NoEdit, ReplaceHeads
 from tvlens.lens.engine import Engine
 from tvlens.lens.hooks import WholePassEngine, counted_hooks
 from tvlens.lens.replay import ReplayEngine
-from tvlens.models.backend import Backend, UnknownArchitectureError
+from tvlens.models.anatomy import UnknownArchitectureError
+from tvlens.models.backend import Backend
 from tvlens.models.batch import Batch
 
 # Largest difference allowed, in standard deviations of what is compared.

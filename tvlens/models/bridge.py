@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tvlens.errors import ModelError
-from tvlens.models.backend import Anatomy, Backend, Block, UnknownArchitectureError
+from tvlens.models.anatomy import Anatomy, Block, UnknownArchitectureError
+from tvlens.models.backend import Backend
 from tvlens.models.encode import special_prefix
 
 
