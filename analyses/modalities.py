@@ -25,8 +25,8 @@ from tvlens.cli import options
 from tvlens.console import with_interval
 from tvlens.errors import RunError, TvlensError
 from tvlens.figures import curves as figures_regression
-from tvlens.models.download import file_sha256
 from tvlens.runs.run import Run
+from tvlens.runs.storage import file_sha256
 from tvlens.scores.agreement import concentration, layer_profile, overlap_at_k, spearman
 
 SHARE = 1 / 8

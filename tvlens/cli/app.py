@@ -30,9 +30,8 @@ from tvlens.evaluation.methods import KINDS, evaluate
 from tvlens.lens.lens import Lens
 from tvlens.lens.loading import BackendKind, load
 from tvlens.models.catalogue import list_bundled
-from tvlens.models.download import file_sha256
 from tvlens.runs.run import Run
-from tvlens.runs.storage import encode_json, write
+from tvlens.runs.storage import encode_json, file_sha256, write
 from tvlens.scores.agreement import compare_head_sets, overlap_curve
 from tvlens.studies import text as studies
 from tvlens.studies.stages import fitting_ks, ltv_frame

