@@ -10,7 +10,8 @@ from tvlens.errors import ShapeError, UnknownNameError
 from tvlens.evaluation.methods import RESULT_COLUMNS, evaluate, evaluate_prompts
 from tvlens.lens.hooks import WholePassEngine, intervene
 from tvlens.stats import bootstrap_mean
-from tvlens.vectors.ltv.ltv import LearnableTaskVector, random_controls
+from tvlens.vectors.controls import random_controls
+from tvlens.vectors.ltv.ltv import LearnableTaskVector
 from tvlens.vectors.vector import TaskVector, stack_vectors
 
 

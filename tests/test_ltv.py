@@ -7,7 +7,8 @@ from tvlens.errors import NumericalError, ShapeError, UnknownNameError
 from tvlens.lens.edits import NoEdit
 from tvlens.lens.heads import mean_head_outputs
 from tvlens.lens.hooks import WholePassEngine
-from tvlens.vectors.ltv.ltv import LearnableTaskVector, permuted_controls, random_controls
+from tvlens.vectors.controls import permuted_controls, random_controls
+from tvlens.vectors.ltv.ltv import LearnableTaskVector
 from tvlens.vectors.vector import stack_vectors
 
 

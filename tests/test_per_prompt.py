@@ -17,6 +17,7 @@ from tvlens.lens.edits import ReplaceHeads
 from tvlens.lens.hooks import WholePassEngine
 from tvlens.lens.readout import SquaredError
 from tvlens.tasks.regression.prompts import PointPrompts
+from tvlens.vectors.controls import permuted_controls, random_controls
 from tvlens.vectors.fv import function_mixture
 from tvlens.vectors.ltv.attribution import attribute
 from tvlens.vectors.ltv.fit import (
@@ -25,7 +26,7 @@ from tvlens.vectors.ltv.fit import (
     training_prompts,
     validation_prompts,
 )
-from tvlens.vectors.ltv.ltv import LearnableTaskVector, permuted_controls, random_controls
+from tvlens.vectors.ltv.ltv import LearnableTaskVector
 from tvlens.vectors.vector import HeadMixture, TaskVector
 
 TASK = tiny.TASK

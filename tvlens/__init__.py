@@ -20,10 +20,11 @@ from tvlens.lens.loading import load
 from tvlens.progress import progress_bar
 from tvlens.scores.agreement import compare_head_sets
 from tvlens.scores.mediation import IndirectEffects, indirect_effects, mediation_prompts
+from tvlens.vectors.controls import permuted_controls, random_controls
 from tvlens.vectors.fv import choose_function_vectors, function_vector, function_vector_per_layer
 from tvlens.vectors.ltv.attribution import attribute
 from tvlens.vectors.ltv.fit import FitSettings, fit_ltv
-from tvlens.vectors.ltv.ltv import LearnableTaskVector, permuted_controls, random_controls
+from tvlens.vectors.ltv.ltv import LearnableTaskVector
 from tvlens.vectors.vector import TaskVector
 
 __version__ = "0.1.0"

@@ -33,9 +33,10 @@ from tvlens.tasks.regression.inputs import SHIFTS
 from tvlens.tasks.regression.oracles import Oracle
 from tvlens.tasks.regression.prompts import PointCurves
 from tvlens.tasks.regression.task import FunctionTask
+from tvlens.vectors.controls import permuted_controls, random_controls
 from tvlens.vectors.fv import published_mixture
 from tvlens.vectors.ltv.fit import FitPrompts, FitSettings, read_fit_prompts
-from tvlens.vectors.ltv.ltv import LearnableTaskVector, permuted_controls, random_controls
+from tvlens.vectors.ltv.ltv import LearnableTaskVector
 from tvlens.vectors.vector import Vector
 
 Unit = Literal["class", "prompt"]

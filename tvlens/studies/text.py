@@ -28,9 +28,10 @@ from tvlens.studies.stages import (
 from tvlens.tasks.base import PromptKind, PromptSet
 from tvlens.tasks.text.prompts import Prompts
 from tvlens.tasks.text.task import Task
+from tvlens.vectors.controls import permuted_controls, random_controls
 from tvlens.vectors.fv import DEFAULT_KS, DEFAULT_SCALES
 from tvlens.vectors.ltv.fit import FitSettings
-from tvlens.vectors.ltv.ltv import LearnableTaskVector, permuted_controls, random_controls
+from tvlens.vectors.ltv.ltv import LearnableTaskVector
 from tvlens.vectors.vector import Vector
 
 CHOICE_KINDS: tuple[PromptKind, ...] = ("zero", "shuffled")

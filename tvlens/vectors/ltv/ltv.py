@@ -12,7 +12,6 @@ from tvlens.errors import NumericalError, ShapeError, UnknownNameError
 from tvlens.lens.heads import HeadMeans
 from tvlens.runs.storage import load_tensors, save_tensors
 from tvlens.scores.agreement import top_heads
-from tvlens.tasks.streams import stream
 from tvlens.vectors.vector import HeadMixture, TaskVector, Vector
 
 Granularity = Literal["head", "block"]
@@ -203,32 +202,6 @@ class LearnableTaskVector(nn.Module):
         made.effect.copy_(tensors["effect"])
         made.history = pd.DataFrame(names["history"])
         return made
-
-
-def random_controls(ltv: LearnableTaskVector, *, n: int = 5, seed: int = 0) -> list[Vector]:
-    """Vectors of `n` random weight matrices of the learned norm: what any direction would do."""
-    generator = _generator("random omega", seed)
-    norm = ltv.weights.detach().norm().cpu()
-    draws = [torch.randn(ltv.omega.shape, generator=generator) for _ in range(n)]
-    return [
-        ltv.with_weights(w * (norm / w.norm()), f"random omega {i}") for i, w in enumerate(draws)
-    ]
-
-
-def permuted_controls(ltv: LearnableTaskVector, *, n: int = 5, seed: int = 0) -> list[Vector]:
-    """Vectors of `n` permutations of the learned weights: right sizes, wrong heads."""
-    generator = _generator("permuted omega", seed)
-    weights = ltv.weights.detach().cpu().flatten()
-    draws = [weights[torch.randperm(len(weights), generator=generator)] for _ in range(n)]
-    return [
-        ltv.with_weights(w.view(ltv.omega.shape), f"permuted omega {i}")
-        for i, w in enumerate(draws)
-    ]
-
-
-def _generator(purpose: str, seed: int) -> torch.Generator:
-    # A stream of its own: a random start of the same seed must not come back as its control.
-    return torch.Generator().manual_seed(stream(purpose, seed=seed).getrandbits(63))
 
 
 def _start(
