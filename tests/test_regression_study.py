@@ -14,7 +14,7 @@ from commands import mistake, ok
 
 import tvlens
 from tvlens.cli import regression as cli_regression
-from tvlens.cli.arguments import read_vector
+from tvlens.cli.options import read_vector
 from tvlens.errors import RunError, TaskError, UnknownNameError
 from tvlens.models.regression.shipped import list_shipped
 from tvlens.models.regression.training import model_card, preset, train

@@ -6,7 +6,7 @@ import torch
 import zoo
 
 import tvlens
-from tvlens.cli.arguments import read_vector
+from tvlens.cli.options import read_vector
 from tvlens.errors import NumericalError, RunError, ShapeError, TaskError
 from tvlens.lens.edits import AddHeads, AddToResidual, NoEdit
 from tvlens.vectors.vector import (

@@ -10,7 +10,6 @@ import typer
 
 from tvlens import tasks as text_tasks
 from tvlens.bench import BenchSettings, bench
-from tvlens.cli.arguments import named_files, read_scores, read_tasks, read_vector, score_file
 from tvlens.cli.options import (
     BackendOption,
     DataOption,
@@ -22,6 +21,11 @@ from tvlens.cli.options import (
     ShotsOption,
     StepsOption,
     TasksOption,
+    named_files,
+    read_scores,
+    read_tasks,
+    read_vector,
+    score_file,
 )
 from tvlens.cli.regression import regression_app, study_command
 from tvlens.console import complain, say, show

@@ -1,11 +1,26 @@
 """Options that several commands share."""
 
+import difflib
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
+import pandas as pd
+import torch
 import typer
+from jaxtyping import Float
+from torch import Tensor
 
+from tvlens import tasks as text_tasks
+from tvlens.errors import RunError, ShapeError, TaskError, UnknownNameError
+from tvlens.evaluation.methods import Method
 from tvlens.lens.loading import BackendKind
+from tvlens.runs.storage import load_tensors
+from tvlens.tasks import Task
+from tvlens.tasks.text.files import Duplicates
+from tvlens.vectors.ltv.ltv import LearnableTaskVector
+from tvlens.vectors.vector import HeadMixture, TaskVector
 
 ModelOption = Annotated[
     str, typer.Option("--model", help="Bundled name, local folder or Hugging Face name.")
@@ -39,3 +54,118 @@ PresetOption = Annotated[
 StepsOption = Annotated[
     int | None, typer.Option("--steps", min=1, help="Training steps at most, if not the preset's.")
 ]
+
+
+def read_tasks(names: str, data: Path | None, duplicates: Duplicates) -> dict[str, Task]:
+    """The tasks by the names they were asked for by, whatever their files call them.
+
+    Args:
+        names: names separated by commas.
+        data: folder of NAME.json files, looked in before the shipped tasks.
+        duplicates: what to do where one input has different outputs.
+
+    Raises:
+        UnknownNameError: neither the folder nor the shipped tasks have such a name.
+        TaskError: there is no such folder, or a file cannot be used.
+    """
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    if not wanted:
+        raise UnknownNameError("--tasks names no task; expected names separated by commas")
+    if data is not None and not data.is_dir():
+        raise TaskError(f"--data {data}: no such folder; expected one that holds NAME.json files")
+    found = {}
+    for name in wanted:
+        path = None if data is None else data / f"{name}.json"
+        if path is not None and path.exists():
+            found[name] = replace(text_tasks.load_file(path, duplicates=duplicates), name=name)
+        elif data is not None and name not in text_tasks.names():
+            there = sorted(file.stem for file in data.glob("*.json"))
+            near = difflib.get_close_matches(name, [*there, *text_tasks.names()], cutoff=0.5)
+            hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+            raise UnknownNameError(
+                f"unknown task {name!r}: {hint}{data} holds {len(there)} tasks, which `tvlens "
+                f"tasks --data {data}` lists, and no shipped task has this name"
+            )
+        else:
+            found[name] = text_tasks.load(name)
+    return found
+
+
+def named_files(texts: Sequence[str]) -> dict[str, Path]:
+    """The files of arguments like NAME=FILE, by name.
+
+    Raises:
+        UnknownNameError: an argument is not like that, a file is not there, or a name comes twice.
+    """
+    files: dict[str, Path] = {}
+    for text in texts:
+        name, separator, file = text.partition("=")
+        if not (name and separator and file):
+            raise UnknownNameError(f"--vector {text!r}: expected NAME=FILE, such as ltv=FILE")
+        if not Path(file).is_file():
+            raise UnknownNameError(f"--vector {text!r}: there is no file {file}")
+        if name in files:
+            raise UnknownNameError(f"--vector names {name!r} twice; give every vector its own name")
+        files[name] = Path(file)
+    return files
+
+
+def read_vector(file: Path) -> Method:
+    """The task vector or Learnable Task Vector in a file.
+
+    Raises:
+        RunError: the file cannot be read or holds something else.
+    """
+    tensors, metadata = load_tensors(file)
+    try:
+        if "omega" in tensors:
+            return LearnableTaskVector.load(file)
+        return HeadMixture.load(file) if "mix" in tensors else TaskVector.load(file)
+    except KeyError as error:
+        raise RunError(
+            f"{file} is no vector: it lacks {error}, it has {', '.join([*tensors, *metadata])}; "
+            "expected a file that `tvlens fit`, `tvlens study` or a vector's save() wrote"
+        ) from error
+
+
+def score_file(text: str) -> Path:
+    """The file of an argument like COLUMN@FILE.
+
+    Raises:
+        UnknownNameError: the argument is not like that, or the file is not there.
+    """
+    column, separator, file = text.partition("@")
+    if not (column and separator and file):
+        raise UnknownNameError(f"{text!r}: expected COLUMN@FILE, such as aie@RUN/heads.csv")
+    if not Path(file).is_file():
+        raise UnknownNameError(f"{text!r}: there is no file {file}")
+    return Path(file)
+
+
+def read_scores(text: str) -> dict[str, Float[Tensor, "_layer _head"]]:
+    """The head maps, by task, of an argument like COLUMN@FILE; the file is like heads.csv.
+
+    Raises:
+        UnknownNameError: the argument is not like that, or the table has no such scores.
+        ShapeError: a head has several scores.
+        RunError: the file cannot be read.
+    """
+    file, column = score_file(text), text.split("@")[0]
+    try:
+        table = pd.read_csv(file)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file} cannot be read as CSV: {error}; expected RUN/heads.csv") from error
+    missing = {"task", "layer", "head", column} - set(table.columns)
+    if missing:
+        raise UnknownNameError(
+            f"{file} has no column {', '.join(sorted(missing))}; it has {', '.join(table.columns)}"
+        )
+    if not pd.api.types.is_numeric_dtype(table[column]):
+        raise UnknownNameError(f"{text!r}: the column holds no numbers; name a score of heads")
+    if table.duplicated(["task", "layer", "head"]).any():
+        raise ShapeError(f"{file} has several rows for one head of a task; expected one for each")
+    grids = {}
+    for task, rows in table.groupby("task", sort=False):
+        grid = rows.pivot(index="layer", columns="head", values=column)
+        grids[str(task)] = torch.tensor(grid.to_numpy(dtype=float))
+    return grids
