@@ -7,7 +7,7 @@ from jupyter_client import KernelManager
 from jupyter_client.kernelspec import KernelSpecManager
 from nbclient import NotebookClient
 
-from tvlens.progress import progress_bar
+from tvlens.console import progress_bar
 
 
 class Terminal(io.StringIO):

@@ -11,13 +11,13 @@ tvlens.compare_head_sets(ltv, aie)
 """
 
 from tvlens import tasks
+from tvlens.console import progress_bar
 from tvlens.evaluation.methods import evaluate
 from tvlens.lens.edits import AddToResidual, Edit, NoEdit, ReplaceHeads
 from tvlens.lens.heads import HeadMeans, mean_head_outputs
 from tvlens.lens.hooks import intervene
 from tvlens.lens.lens import Lens
 from tvlens.lens.loading import load
-from tvlens.progress import progress_bar
 from tvlens.scores.agreement import compare_head_sets
 from tvlens.scores.mediation import IndirectEffects, indirect_effects, mediation_prompts
 from tvlens.vectors.controls import permuted_controls, random_controls

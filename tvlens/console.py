@@ -1,5 +1,7 @@
 """What commands print: lines that are never cut, tables with readable numbers, mistakes in red."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -7,6 +9,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from tqdm.auto import tqdm
 
 
 def say(text: str) -> None:
@@ -59,3 +62,21 @@ def _cell(value: Any, digits: int) -> str:
         rounded = f"{value:.{digits}f}"
         return f"{value:.1e}" if value and not float(rounded) else rounded
     return str(value)
+
+
+@contextmanager
+def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar while the block runs; yields the function that advances it by a number of items.
+
+    Notebooks show a widget where ipywidgets is installed and a line of text where it is not.
+    `TQDM_DISABLE=1` in the environment turns bars off.
+
+    Example:
+        >>> with progress_bar("mediation", 25) as advance:
+        ...     advance(25)
+    """
+    console = Console(stderr=True)
+    # Nothing is said of bars that are to be seen, so that the environment decides.
+    hidden = {} if console.is_jupyter or console.is_terminal else {"disable": True}
+    with tqdm(total=total, desc=title, leave=False, dynamic_ncols=True, **hidden) as bar:
+        yield lambda n: bar.update(n)

@@ -12,7 +12,7 @@ import typer
 from tvlens import figures
 from tvlens.bench_curves import CurveBenchSettings, bench_curves
 from tvlens.cli.options import BackendOption, OutOption, SeedOption, StepsOption
-from tvlens.console import say, show, with_interval
+from tvlens.console import progress_bar, say, show, with_interval
 from tvlens.errors import UnknownNameError
 from tvlens.lens.lens import Lens
 from tvlens.lens.loading import BackendKind, load
@@ -24,7 +24,6 @@ from tvlens.models.regression.shipped import (
 )
 from tvlens.models.regression.training import PRESETS, Precision, model_card, preset, train
 from tvlens.models.regression.transformer import save_regression
-from tvlens.progress import progress_bar
 from tvlens.runs.run import Run
 from tvlens.studies.functions import study_functions
 from tvlens.studies.regression import RegressionSettings

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from tvlens import figures
+from tvlens.console import progress_bar
 from tvlens.lens.heads import HeadMeans
 from tvlens.lens.lens import Lens
-from tvlens.progress import progress_bar
 from tvlens.runs.run import Run
 from tvlens.scores.agreement import (
     compare_head_sets,

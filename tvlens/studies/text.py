@@ -11,10 +11,10 @@ from typing import Any
 import pandas as pd
 
 from tvlens import figures
+from tvlens.console import progress_bar
 from tvlens.evaluation.methods import KINDS, RESULT_COLUMNS, Method, evaluate
 from tvlens.lens.heads import HeadMeans, mean_head_outputs
 from tvlens.lens.lens import Lens
-from tvlens.progress import progress_bar
 from tvlens.runs.run import Run
 from tvlens.scores.mediation import IndirectEffects, indirect_effects, mediation_prompts
 from tvlens.studies.stages import (
