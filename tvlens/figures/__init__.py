@@ -1,14 +1,9 @@
 """Tables and maps to figures, in one style fit for print."""
 
-from tvlens.figures.curves import error_curves, modality_dots
-from tvlens.figures.scores import (
-    head_maps,
-    layer_profiles,
-    method_dots,
-    overlap_curve,
-    training_history,
-    weight_travel,
-)
+from tvlens.figures.curves import error_curves
+from tvlens.figures.modalities import modality_dots
+from tvlens.figures.scores import head_maps, layer_profiles, overlap_curve
+from tvlens.figures.vectors import method_dots, training_history, weight_travel
 
 __all__ = [
     "error_curves",

@@ -7,20 +7,18 @@ colours say.
 
 import itertools
 import textwrap
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from matplotlib import rc_context
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from pandas import DataFrame
 from torch import Tensor
 
-from tvlens.errors import ShapeError, UnknownNameError
+from tvlens.errors import ShapeError
 from tvlens.figures.style import (
     BLUE,
     GREEN,
@@ -41,16 +39,6 @@ ScoreMap = Float[np.ndarray, "_layer _head"] | Float[Tensor, "_layer _head"]
 
 _COLOURS = (BLUE, RED, GREEN, ORANGE, PINK, SKY, GREY, "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_METHODS: dict[str, tuple[str, str, str]] = {
-    "none": ("no vector", GREY, "X"),
-    "fv_layer": ("FV, one layer", ORANGE, "^"),
-    "fv_per_layer": ("FV, per layer", RED, "v"),
-    "ltv": ("LTV", BLUE, "o"),
-    "random": ("random ω", SKY, "s"),
-    "permuted": ("permuted ω", PINK, "D"),
-}
-_METRICS = {"exact_match": "exact match", "cross_entropy": "cross-entropy (nats)"}
-_PROMPTS = {"zero": "zero-shot prompts", "shuffled": "shuffled-label prompts"}
 
 
 @rc_context(STYLE)
@@ -165,70 +153,6 @@ def overlap_curve(curve: DataFrame) -> Figure:
 
 
 @rc_context(STYLE)
-def method_dots(results: DataFrame, *, metric: str = "accuracy") -> Figure:
-    """A dot with its 95% interval for each task and method; one panel per kind of prompt.
-
-    In-context learning on clean prompts is the black bar behind each task's dots.
-
-    Args:
-        results: columns `task, method, prompt, metric, value, ci_low, ci_high`.
-        metric: which of the metrics to draw.
-
-    Raises:
-        UnknownNameError: a column is missing, or no row has this metric on zero-shot or
-            shuffled-label prompts.
-    """
-    require_columns(
-        results, "results", "task", "method", "prompt", "metric", "value", "ci_low", "ci_high"
-    )
-    rows = results[results["metric"] == metric]
-    prompts = [prompt for prompt in _PROMPTS if (rows["prompt"] == prompt).any()]
-    if not prompts:
-        known = sorted(map(str, results["metric"].unique()))
-        raise UnknownNameError(
-            f"results hold no {metric!r} on {' or '.join(_PROMPTS)} prompts; metrics there: {known}"
-        )
-    tasks = list(dict.fromkeys(rows["task"]))
-    others = [method for method in dict.fromkeys(rows["method"]) if method not in _METHODS]
-    styles = _METHODS | {m: (m, "black", "d") for m in others if m != "icl"}
-    methods = [method for method in styles if (rows["method"] == method).any()]
-    icl = rows[(rows["method"] == "icl") & (rows["prompt"] == "clean")]
-    figure = Figure(figsize=(6.8, 1.0 + 0.52 * len(tasks)), layout="constrained")
-    panels = figure.subplots(1, len(prompts), sharex=True, sharey=True, squeeze=False)[0]
-    offsets = np.linspace(-0.32, 0.32, len(methods)) if len(methods) > 1 else np.zeros(1)
-    for axes, prompt in zip(panels, prompts, strict=True):
-        _icl_bars(axes, icl, tasks)
-        for method, offset in zip(methods, offsets, strict=True):
-            part = rows[(rows["method"] == method) & (rows["prompt"] == prompt)]
-            label, colour, marker = styles[method]
-            y = np.array([tasks.index(task) for task in part["task"]]) + offset
-            axes.hlines(y, part["ci_low"], part["ci_high"], color=colour, lw=1.1)
-            axes.plot(part["value"], y, marker, color=colour, mew=1.1, label=label)
-        axes.set(title=_PROMPTS[prompt], xlabel=f"{_METRICS.get(metric, metric)}, 95% interval")
-        axes.set_yticks(range(len(tasks)), tasks)
-        axes.set_yticks(np.arange(len(tasks) - 1) + 0.5, minor=True)
-        axes.grid(axis="y", which="minor")
-        axes.grid(axis="x")
-        axes.tick_params(axis="y", which="both", length=0)
-        axes.set_ylim(len(tasks) - 0.5, -0.5)
-    if metric in ("accuracy", "exact_match"):
-        panels[0].set_xlim(-0.03, 1.03)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), columnspacing=1.2)
-    return figure
-
-
-def _icl_bars(axes: Axes, icl: DataFrame, tasks: list[Any]) -> None:
-    """Draws each task's in-context result as an upright line with its interval as a pale box."""
-    for number, row in enumerate(icl.itertuples()):
-        y = tasks.index(row.task)
-        interval = (row.ci_low, y - 0.42), row.ci_high - row.ci_low, 0.84
-        axes.add_patch(Rectangle(*interval, color=PALE, lw=0))
-        label = "in context (clean prompts)" if number == 0 else None
-        axes.plot([row.value] * 2, [y - 0.42, y + 0.42], color="black", lw=1.2, label=label)
-
-
-@rc_context(STYLE)
 def layer_profiles(profiles: DataFrame) -> Figure:
     """Where in depth the score mass lies: share per layer, one panel per task.
 
@@ -261,88 +185,4 @@ def layer_profiles(profiles: DataFrame) -> Figure:
     figure.supylabel("share of positive score")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=2)
-    return figure
-
-
-@rc_context(STYLE)
-def weight_travel(travel: DataFrame, weights: DataFrame) -> Figure:
-    """How far training moves the weights: start against end per preset, and distance per step.
-
-    Args:
-        travel: columns `preset, seed, step, travel, norm`: the distance of the weights from their
-            start at each step, and their own norm.
-        weights: columns `preset, seed, start, end`, one row per weight.
-
-    Raises:
-        UnknownNameError: a column is missing, or the two tables name different presets.
-    """
-    require_columns(travel, "weight travel", "preset", "seed", "step", "travel", "norm")
-    require_columns(weights, "weights", "preset", "seed", "start", "end")
-    presets = list(dict.fromkeys(travel["preset"]))
-    if {*presets} != {*weights["preset"]}:
-        raise UnknownNameError(
-            f"the weight travel table has presets {presets}, the weights table "
-            f"{sorted(set(weights['preset']))}; both need the same"
-        )
-    figure = Figure(figsize=(2.2 * (len(presets) + 1) + 0.2, 2.5), layout="constrained")
-    panels = figure.subplots(1, len(presets) + 1)
-    for axes, preset, colour in zip(panels, presets, _COLOURS, strict=False):
-        _start_against_end(axes, weights[weights["preset"] == preset], colour)
-        part = travel[travel["preset"] == preset]
-        for number, (_, run) in enumerate(part.groupby("seed")):
-            run = run.sort_values("step")
-            label = str(preset) if number == 0 else None
-            panels[-1].plot(run["step"], run["travel"], color=colour, lw=1, label=label)
-        norm = float(part.loc[part["step"] == part["step"].min(), "norm"].mean())
-        if norm > 0:
-            label = rf"$\|\omega_0\|$, {preset}"
-            panels[-1].axhline(norm, color=colour, lw=1, ls=":", label=label)
-    panels[-1].set(title="distance from the start", box_aspect=1, xlim=(0, None), ylim=(0, None))
-    panels[-1].set(xlabel="step", ylabel=r"$\|\omega - \omega_0\|$")
-    panels[-1].xaxis.set_major_locator(whole_numbers(5))
-    figure.legend(loc="outside lower center", ncols=2 * len(presets))
-    return figure
-
-
-def _start_against_end(axes: Axes, weights: DataFrame, colour: str) -> None:
-    limit = 1.08 * float(weights[["start", "end"]].abs().max().max() or 1.0)
-    axes.axline((0, 0), slope=1, color=GREY, lw=0.8, ls="--")
-    axes.plot(weights["start"], weights["end"], ".", ms=2, color=colour, alpha=0.5, mew=0)
-    seeds = [part for _, part in weights.groupby("seed")]
-    if any(part["start"].nunique() == 1 for part in seeds):
-        text = "all start at one value"
-    else:
-        values = [part["start"].corr(part["end"]) for part in seeds]
-        low, high = f"{min(values):.2f}", f"{max(values):.2f}"
-        text = f"r = {low}" if low == high else f"r = {low} to {high}"
-    axes.set_title(f"{weights['preset'].iloc[0]}\n{text}, seeds: {len(seeds)}")
-    axes.set(xlabel="weight at the start", ylabel="weight at the end")
-    axes.set(xlim=(-limit, limit), ylim=(-limit, limit), box_aspect=1)
-
-
-@rc_context(STYLE)
-def training_history(history: DataFrame, *, unit: str = "nats") -> Figure:
-    """Training and validation loss per step, with the step of lowest validation loss marked.
-
-    Args:
-        history: columns `step, train_loss, validation_loss`; NaN where a loss was not measured.
-        unit: unit of the loss.
-
-    Raises:
-        UnknownNameError: a column is missing.
-    """
-    require_columns(history, "history", "step", "train_loss", "validation_loss")
-    figure = Figure(figsize=(3.6, 2.5), layout="constrained")
-    axes = figure.subplots()
-    train = history.dropna(subset=["train_loss"])
-    axes.plot(train["step"], train["train_loss"], color=SKY, lw=1, label="training")
-    validation = history.dropna(subset=["validation_loss"])
-    axes.plot(validation["step"], validation["validation_loss"], color=BLUE, label="validation")
-    if len(validation):
-        best = validation.loc[validation["validation_loss"].idxmin()]
-        label = f"lowest, step {best['step']:.0f}"
-        axes.plot(best["step"], best["validation_loss"], "o", color=RED, label=label)
-    axes.set(xlabel="step", ylabel=f"loss ({unit})", ylim=(0, None))
-    axes.xaxis.set_major_locator(whole_numbers())
-    figure.legend(loc="outside lower center", ncols=3)
     return figure

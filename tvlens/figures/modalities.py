@@ -1,0 +1,74 @@
+"""Text and regression beside each other."""
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from pandas import DataFrame
+
+from tvlens.figures.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    RED,
+    STYLE,
+    require_columns,
+)
+
+
+@rc_context(STYLE)
+def modality_dots(table: DataFrame) -> Figure:
+    """Agreement, stability, concentration and depth of head scores, text beside regression.
+
+    One dot a task; the bar is the mean of the modality.
+
+    Args:
+        table: columns `modality, task` and the measures of `MODALITY_PANELS`.
+
+    Raises:
+        UnknownNameError: a column is missing.
+    """
+    measures = [name for group in MODALITY_PANELS.values() for name in group]
+    require_columns(table, "modalities", "modality", "task", *measures)
+    modalities = list(dict.fromkeys(table["modality"]))
+    figure = Figure(figsize=(7.2, 2.6), layout="constrained")
+    sizes = [len(group) for group in MODALITY_PANELS.values()]
+    panels = figure.subplots(1, len(sizes), width_ratios=sizes)
+    colours = dict(zip(modalities, (BLUE, RED, GREEN), strict=False))
+    spread = 0.36 / max(1, len(modalities))
+    for axes, (title, group) in zip(panels, MODALITY_PANELS.items(), strict=True):
+        for place, measure in enumerate(group):
+            for number, modality in enumerate(modalities):
+                values = table.loc[table["modality"] == modality, measure].dropna()
+                x = place + (number - (len(modalities) - 1) / 2) * 2 * spread
+                marker = "os^"[number % 3]
+                named = modality if axes is panels[0] and place == 0 else None
+                axes.plot(
+                    [x] * len(values),
+                    values,
+                    marker,
+                    color=colours[modality],
+                    ms=3.5,
+                    alpha=0.6,
+                    mew=0,
+                    label=named,
+                )
+                if len(values):
+                    mean = float(values.mean())
+                    axes.hlines(mean, x - spread, x + spread, color=colours[modality], lw=1.6)
+        axes.set_xticks(range(len(group)), list(group.values()))
+        axes.set(title=title, xlim=(-0.6, len(group) - 0.4))
+        axes.axhline(0, color=GREY, lw=0.6, ls=":")
+        axes.grid(axis="y")
+    figure.legend(loc="outside lower center", ncols=len(modalities))
+    return figure
+
+
+MODALITY_PANELS = {
+    "AIE against LTV": {"overlap above chance": "overlap", "spearman": "Spearman"},
+    "each against itself\n(Spearman)": {
+        "spearman of AIE halves": "AIE\nhalves",
+        "spearman of LTV seeds": "LTV\nseeds",
+    },
+    "effective share of heads": {"effective share, AIE": "AIE", "effective share, LTV": "LTV"},
+    "mean depth": {"depth, AIE": "AIE", "depth, LTV": "LTV"},
+}
+"""Panels of `modality_dots`: columns of its table and what to call them."""
