@@ -5,7 +5,7 @@ import math
 import pytest
 
 from tvlens import bench_curves as module
-from tvlens.bench_curves import CurveBenchSettings, bench_curves
+from tvlens.bench import CurveBenchSettings, bench_curves
 
 SETTINGS = CurveBenchSettings(preset="tiny", n_points=8, n_prompts=2, n_vectors=2, repeats=1)
 

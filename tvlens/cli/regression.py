@@ -10,7 +10,7 @@ import torch
 import typer
 
 from tvlens import figures
-from tvlens.bench_curves import CurveBenchSettings, bench_curves
+from tvlens.bench import CurveBenchSettings, bench_curves
 from tvlens.cli.options import BackendOption, OutOption, SeedOption, StepsOption
 from tvlens.console import progress_bar, say, show, with_interval
 from tvlens.errors import UnknownNameError
