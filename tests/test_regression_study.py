@@ -16,7 +16,7 @@ import tvlens
 from tvlens.cli import regression as cli_regression
 from tvlens.cli.options import read_vector
 from tvlens.errors import RunError, TaskError, UnknownNameError
-from tvlens.models.regression.shipped import list_shipped
+from tvlens.models.catalogue import list_shipped
 from tvlens.models.regression.training import model_card, preset, train
 from tvlens.models.regression.transformer import save_regression
 from tvlens.studies import regression as regression_plan

@@ -10,12 +10,7 @@ from commands import ok
 import tvlens
 from tvlens.errors import RunError, UnknownNameError
 from tvlens.lens.readout import SquaredError
-from tvlens.models.regression.shipped import (
-    is_regression,
-    list_shipped,
-    load_shipped,
-    read_regression,
-)
+from tvlens.models.catalogue import is_regression, list_shipped, load_shipped, read_regression
 from tvlens.models.regression.training import preset
 from tvlens.models.regression.transformer import RegressionTransformer, save_regression
 from tvlens.tasks.regression import oracles

@@ -16,12 +16,7 @@ from tvlens.console import progress_bar, say, show, with_interval
 from tvlens.errors import UnknownNameError
 from tvlens.lens.lens import Lens
 from tvlens.lens.loading import BackendKind, load
-from tvlens.models.regression.shipped import (
-    is_regression,
-    list_shipped,
-    load_shipped,
-    read_regression,
-)
+from tvlens.models.catalogue import is_regression, list_shipped, load_shipped, read_regression
 from tvlens.models.regression.training import PRESETS, Precision, model_card, preset, train
 from tvlens.models.regression.transformer import save_regression
 from tvlens.runs.run import Run

@@ -12,11 +12,10 @@ from tvlens.lens.readout import FirstToken, Readout, SquaredError
 from tvlens.lens.selfcheck import choose_engine
 from tvlens.models.backend import Backend
 from tvlens.models.bridge import BridgeBackend, bridge_from_huggingface
-from tvlens.models.catalogue import BUNDLED, bundled_folder
+from tvlens.models.catalogue import BUNDLED, bundled_folder, is_regression, read_regression
 from tvlens.models.encode import special_prefix
 from tvlens.models.hooked import HookedBackend, hooked_from_huggingface
 from tvlens.models.regression.points import BridgePoints, HookedPoints
-from tvlens.models.regression.shipped import is_regression, read_regression
 from tvlens.models.regression.transformer import RegressionTransformer
 
 BackendKind = Literal["bridge", "hooked"]
