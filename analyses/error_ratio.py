@@ -19,8 +19,8 @@ from typing import Annotated
 import pandas as pd
 import torch
 import typer
-from tables import write_tables
 
+from tables import write_tables
 from tvlens.cli import options
 from tvlens.cli.regression import read_functions
 from tvlens.console import say, with_interval

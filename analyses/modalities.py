@@ -18,9 +18,9 @@ import pandas as pd
 import torch
 import typer
 from jaxtyping import Float
-from tables import write_tables
 from torch import Tensor
 
+from tables import write_tables
 from tvlens.cli import options
 from tvlens.console import with_interval
 from tvlens.errors import RunError, TvlensError

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pandas as pd
 import typer
-from tables import write_tables
 
+from tables import write_tables
 from tvlens.cli import options
 from tvlens.cli import regression as cli_regression
 from tvlens.console import with_interval

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pandas as pd
 import typer
-from tables import write_tables
 
+from tables import write_tables
 from tvlens.cli import app as cli
 from tvlens.cli import options
 from tvlens.console import with_interval

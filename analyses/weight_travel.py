@@ -21,9 +21,9 @@ from typing import Annotated, Any
 
 import pandas as pd
 import typer
-from tables import write_tables
 
 import tvlens
+from tables import write_tables
 from tvlens import figures
 from tvlens.cli.options import ModelOption, OutOption, ShotsOption
 from tvlens.console import with_interval

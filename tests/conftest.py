@@ -7,7 +7,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import jaxtyping
 import pytest
 import torch
-import zoo
+
+from helpers import zoo
 
 # Operations on tiny tensors take longer on several threads than on one.
 torch.set_num_threads(1)

@@ -3,10 +3,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-import zoo
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from helpers import zoo
 from tvlens import bench as module
 from tvlens.bench import BenchSettings, bench
 from tvlens.lens.edits import ReplaceHeads

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tvlens import bench_curves as module
+from tvlens import bench as module
 from tvlens.bench import CurveBenchSettings, bench_curves
 
 SETTINGS = CurveBenchSettings(preset="tiny", n_points=8, n_prompts=2, n_vectors=2, repeats=1)
@@ -22,14 +22,14 @@ def test_both_ways_give_the_same_curves_in_some_time():
 
 
 def test_a_way_that_goes_wrong_shows_in_the_difference(monkeypatch):
-    right = module._replay
+    right = module._replayed_curves
 
     def wrong(lens, curves, edit):
         curve = right(lens, curves, edit).clone()
         curve[1, 3] += 0.5
         return curve
 
-    monkeypatch.setattr(module, "_replay", wrong)
+    monkeypatch.setattr(module, "_replayed_curves", wrong)
     found = bench_curves(SETTINGS)
     for name in ("bare", "vectors"):
         assert found[f"largest_difference_{name}"] == pytest.approx(0.5, abs=1e-4)
@@ -47,9 +47,9 @@ def test_the_loop_and_replay_are_asked_the_same(monkeypatch):
 
         return draw
 
-    for name in ("_loop", "_replay"):
+    for name in ("_loop_over_points", "_replayed_curves"):
         monkeypatch.setattr(module, name, noted(getattr(module, name)))
     bench_curves(CurveBenchSettings(preset="tiny", n_points=5, n_prompts=3, n_vectors=2, repeats=2))
-    bare = [("_loop", (3, 5, 1)), ("_replay", (3, 5, 1))] * 2
-    vectors = [("_loop", (3, 5, 2)), ("_replay", (3, 5, 2))] * 2
+    bare = [("_loop_over_points", (3, 5, 1)), ("_replayed_curves", (3, 5, 1))] * 2
+    vectors = [("_loop_over_points", (3, 5, 2)), ("_replayed_curves", (3, 5, 2))] * 2
     assert shapes == bare + vectors

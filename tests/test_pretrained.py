@@ -4,10 +4,10 @@ import os
 
 import pytest
 import torch
-import zoo
 from transformers import AutoModelForCausalLM
 
 import tvlens
+from helpers import zoo
 from tvlens.lens.edits import AddToResidual, NoEdit, ReplaceHeads
 from tvlens.lens.hooks import WholePassEngine
 from tvlens.models.catalogue import bundled_folder

@@ -1,8 +1,8 @@
 import pandas as pd
 import pytest
 import torch
-import zoo
 
+from helpers import zoo
 from tvlens.errors import NumericalError, ShapeError, UnknownNameError
 from tvlens.lens.edits import NoEdit
 from tvlens.lens.heads import mean_head_outputs

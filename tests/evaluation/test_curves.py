@@ -5,11 +5,11 @@ from functools import partial
 
 import numpy as np
 import pytest
-import tiny_regression as tiny
 import torch
-import zoo
 from scipy import stats
 
+from helpers import tiny_regression as tiny
+from helpers import zoo
 from tvlens.errors import TaskError
 from tvlens.evaluation.curves import (
     BARE,

@@ -1,11 +1,11 @@
 from dataclasses import replace
 
 import pytest
-import tiny_regression as tiny
 import torch
-import zoo
 
 import tvlens
+from helpers import tiny_regression as tiny
+from helpers import zoo
 from tvlens.cli.options import read_vector
 from tvlens.errors import NumericalError, RunError, ShapeError, TaskError
 from tvlens.lens.edits import AddHeads, AddToResidual, NoEdit

@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-import zoo
 
+from helpers import zoo
 from tvlens.errors import InterventionError, ShapeError
 from tvlens.lens.edits import AddToResidual, NoEdit, ReplaceHeads
 from tvlens.lens.hooks import WholePassEngine, counted_hooks, intervene, record_heads

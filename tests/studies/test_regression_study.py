@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import pytest
-import tiny_regression as tiny
 import torch
-from commands import mistake, ok
 
 import tvlens
+from helpers import tiny_regression as tiny
+from helpers.commands import mistake, ok
 from tvlens.cli import regression as cli_regression
 from tvlens.cli.options import read_vector
 from tvlens.errors import RunError, TaskError, UnknownNameError

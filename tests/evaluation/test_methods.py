@@ -4,8 +4,8 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-import zoo
 
+from helpers import zoo
 from tvlens.errors import ShapeError, UnknownNameError
 from tvlens.evaluation.methods import RESULT_COLUMNS, evaluate, evaluate_prompts
 from tvlens.lens.hooks import WholePassEngine, intervene

@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-import tiny_regression
 import torch
-import trained
 
-ANALYSES = Path(__file__).parents[1] / "analyses"
+from helpers import tiny_regression, trained
+
+ANALYSES = Path(__file__).parents[2] / "analyses"
 SHOTS = str(trained.SHOTS)
 
 

@@ -2,9 +2,9 @@ import warnings
 
 import pytest
 import torch
-import zoo
 
 import tvlens
+from helpers import zoo
 from tvlens.errors import ModelError, UnknownNameError
 from tvlens.lens.edits import AddToResidual, NoEdit, ReplaceHeads
 from tvlens.lens.hooks import WholePassEngine

@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 import pytest
-import tiny_regression as tiny
 import torch
-import zoo
 
 import tvlens
+from helpers import tiny_regression as tiny
+from helpers import zoo
 from tvlens.errors import ModelError, NumericalError, ShapeError, TaskError
 from tvlens.lens.edits import ReplaceHeads
 from tvlens.lens.hooks import WholePassEngine

@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-import zoo
 
+from helpers import zoo
 from tvlens.errors import TaskError
 from tvlens.lens.edits import NoEdit, ReplaceHeads
 from tvlens.lens.lens import Lens

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import zoo
-from commands import ok
 
 import tvlens
+from helpers import zoo
+from helpers.commands import ok
 from tvlens.errors import RunError, UnknownNameError
 from tvlens.lens.readout import SquaredError
 from tvlens.models.catalogue import is_regression, list_shipped, load_shipped, read_regression

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-import tiny_regression as tiny
 import torch
-import zoo
 from torch.nn.functional import huber_loss
 
 import tvlens
+from helpers import tiny_regression as tiny
+from helpers import zoo
 from tvlens.errors import TaskError
 from tvlens.evaluation.methods import evaluate_prompts
 from tvlens.lens.edits import ReplaceHeads

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-import zoo
 
+from helpers import zoo
 from tvlens.errors import ShapeError
 from tvlens.lens.edits import AddToResidual, NoEdit, ReplaceHeads
 from tvlens.lens.hooks import WholePassEngine

@@ -2,8 +2,8 @@ import math
 
 import pytest
 import torch
-import zoo
 
+from helpers import zoo
 from tvlens.errors import NumericalError
 from tvlens.lens.readout import FirstToken, Readout
 

@@ -5,8 +5,8 @@ import json
 import pandas as pd
 import pytest
 import torch
-from commands import mistake, ok, run
 
+from helpers.commands import mistake, ok, run
 from tvlens.errors import RunError, ShapeError, UnknownNameError
 from tvlens.models.regression.training import preset, train
 from tvlens.models.regression.transformer import (

@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 import pandas as pd
 import pytest
 import torch
-import trained
-import zoo
 from pandas.testing import assert_frame_equal
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tvlens
+from helpers import trained, zoo
 from tvlens.evaluation.methods import evaluate
 from tvlens.lens.hooks import WholePassEngine
 from tvlens.lens.lens import Lens

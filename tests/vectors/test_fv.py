@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-import zoo
 
+from helpers import zoo
 from tvlens.errors import ShapeError
 from tvlens.lens.heads import HeadMeans, mean_head_outputs
 from tvlens.scores.mediation import IndirectEffects

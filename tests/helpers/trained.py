@@ -4,6 +4,7 @@ Both tasks name the first letter of a word by another letter, 7 or 14 places fur
 alone does not say which of the two is asked; the answers shown in the prompt do.
 """
 
+import copy
 import json
 import random
 from functools import cache
@@ -11,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import zoo
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tvlens
+from helpers import zoo
 from tvlens.lens.lens import Lens
 from tvlens.tasks import Pair, Task
 
@@ -77,7 +78,8 @@ def _texts(n: int) -> list[str]:
 @cache
 def lens() -> Lens:
     """A lens on `model()`."""
-    return tvlens.load(model(), tokenizer=zoo.tokenizer(), name="trained")
+    # A bridge takes over the modules of its model, which could not be saved any more.
+    return tvlens.load(copy.deepcopy(model()), tokenizer=zoo.tokenizer(), name="trained")
 
 
 def save_model(folder: Path) -> Path:

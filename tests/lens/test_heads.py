@@ -1,10 +1,10 @@
 from dataclasses import replace
 
 import pytest
-import tiny_regression as tiny
 import torch
-import zoo
 
+from helpers import tiny_regression as tiny
+from helpers import zoo
 from tvlens.errors import NumericalError, TaskError
 from tvlens.lens.edits import NoEdit
 from tvlens.lens.heads import donor_outputs, mean_head_outputs

@@ -6,8 +6,8 @@ import pickle
 import pytest
 import torch
 import yaml
-import zoo
 
+from helpers import zoo
 from tvlens.errors import ModelError, RunError, ShapeError
 from tvlens.models.regression.transformer import (
     RegressionSizes,

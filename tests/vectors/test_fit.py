@@ -3,8 +3,8 @@ from dataclasses import asdict, replace
 import pandas as pd
 import pytest
 import torch
-import zoo
 
+from helpers import zoo
 from tvlens.errors import NumericalError, RunError, ShapeError, TaskError
 from tvlens.lens.edits import AddToResidual, NoEdit
 from tvlens.lens.heads import mean_head_outputs

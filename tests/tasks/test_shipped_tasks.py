@@ -12,7 +12,7 @@ import pytest
 from tvlens import tasks
 
 NAMES = tasks.names()
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tvlens" / "tasks" / "text" / "data"
 INVERSES = [
     ("present-past", "past-present"),

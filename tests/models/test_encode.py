@@ -1,7 +1,7 @@
 import pytest
 import torch
-import zoo
 
+from helpers import zoo
 from tvlens.errors import ModelError, TaskError
 from tvlens.models.batch import Batch
 from tvlens.models.encode import encode_text, special_prefix

@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 import pandas as pd
 import pytest
 import torch
-import trained
-import zoo
-from commands import mistake, ok, run
 from pandas.testing import assert_frame_equal
 
+from helpers import trained, zoo
+from helpers.commands import mistake, ok, run
 from tvlens import tasks
 from tvlens.cli import app as cli
 from tvlens.errors import (

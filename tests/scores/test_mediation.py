@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-import zoo
 
+from helpers import zoo
 from tvlens.errors import NumericalError, ShapeError
 from tvlens.lens.heads import mean_head_outputs
 from tvlens.lens.hooks import WholePassEngine
