@@ -20,7 +20,6 @@ import pandas as pd
 import torch
 import typer
 
-from tables import write_tables
 from tvlens.cli import options
 from tvlens.cli.regression import read_functions
 from tvlens.console import say, with_interval
@@ -29,9 +28,11 @@ from tvlens.evaluation.curves import BARE, error_table, method_errors, truncatio
 from tvlens.lens.heads import mean_head_outputs
 from tvlens.lens.lens import Lens
 from tvlens.runs.run import Run
+from tvlens.runs.tables import write_tables
 from tvlens.studies.regression import RegressionSettings
 from tvlens.tasks.regression.task import FunctionTask
-from tvlens.vectors.ltv.fit import fit_ltv, read_fit_prompts
+from tvlens.vectors.ltv.fit import fit_ltv
+from tvlens.vectors.ltv.sample import read_fit_prompts
 
 REACHES = (1.5, 2.0, 2.5)
 METHODS = ("truncation", "ltv_class", "ltv_prompt")

@@ -16,12 +16,12 @@ from pathlib import Path
 import pandas as pd
 import typer
 
-from tables import write_tables
 from tvlens.cli import options
 from tvlens.cli import regression as cli_regression
 from tvlens.console import with_interval
 from tvlens.errors import TvlensError
 from tvlens.evaluation.curves import BARE
+from tvlens.runs.tables import write_tables
 from tvlens.studies.regression import CONTROLS as STUDY_CONTROLS
 from tvlens.studies.regression import RegressionSettings
 from tvlens.tasks.regression.inputs import SHIFTS

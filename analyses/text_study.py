@@ -15,11 +15,11 @@ from pathlib import Path
 import pandas as pd
 import typer
 
-from tables import write_tables
 from tvlens.cli import app as cli
 from tvlens.cli import options
 from tvlens.console import with_interval
 from tvlens.errors import TvlensError
+from tvlens.runs.tables import write_tables
 
 TASKS = "present-past,singular-plural,country-nationality,verb-gerund,capitalize-word"
 METHODS = {

@@ -23,12 +23,12 @@ import pandas as pd
 import typer
 
 import tvlens
-from tables import write_tables
 from tvlens import figures
 from tvlens.cli.options import ModelOption, OutOption, ShotsOption
 from tvlens.console import with_interval
 from tvlens.errors import TvlensError
 from tvlens.runs.run import Run
+from tvlens.runs.tables import write_tables
 from tvlens.studies import text as study
 
 PRESETS = {"paper": tvlens.FitSettings.paper(), "default": tvlens.FitSettings()}

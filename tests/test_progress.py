@@ -71,7 +71,7 @@ def test_a_notebook_without_widgets_shows_a_line_of_text():
     source = (
         "import sys, time\n"
         "sys.modules['ipywidgets'] = None\n"
-        "from tvlens.progress import progress_bar\n"
+        "from tvlens.console import progress_bar\n"
         "with progress_bar('mediation', 25) as advance:\n"
         "    time.sleep(0.2)\n"
         "    advance(25)\n"

@@ -23,8 +23,9 @@ from tvlens.scores.mediation import IndirectEffects, indirect_effects, mediation
 from tvlens.vectors.controls import permuted_controls, random_controls
 from tvlens.vectors.fv import choose_function_vectors, function_vector, function_vector_per_layer
 from tvlens.vectors.ltv.attribution import attribute
-from tvlens.vectors.ltv.fit import FitSettings, fit_ltv
+from tvlens.vectors.ltv.fit import fit_ltv
 from tvlens.vectors.ltv.ltv import LearnableTaskVector
+from tvlens.vectors.ltv.settings import FitSettings
 from tvlens.vectors.vector import TaskVector
 
 __version__ = "0.1.0"

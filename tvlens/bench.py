@@ -24,7 +24,7 @@ from tvlens.tasks.regression.functions import function_class
 from tvlens.tasks.regression.prompts import PointCurves
 from tvlens.tasks.regression.task import FunctionTask
 from tvlens.tasks.text.task import Task
-from tvlens.vectors.ltv.fit import FitSettings
+from tvlens.vectors.ltv.settings import FitSettings
 
 
 @dataclass(frozen=True)

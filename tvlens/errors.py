@@ -33,6 +33,10 @@ class ShapeError(TvlensError, ValueError):
     """Two objects that must agree in layers, heads or dimensions do not."""
 
 
+class VectorError(TvlensError, TypeError):
+    """Something was given as a vector, or as what is added, that is none."""
+
+
 class InterventionError(TvlensError, RuntimeError):
     """An intervention did not do what it was asked to do, for example never fired."""
 

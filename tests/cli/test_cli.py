@@ -31,8 +31,8 @@ from tvlens.evaluation.methods import evaluate
 from tvlens.lens.loading import load
 from tvlens.runs.storage import save_tensors
 from tvlens.scores.agreement import compare_head_sets
-from tvlens.vectors.ltv.fit import FitSettings
 from tvlens.vectors.ltv.ltv import LearnableTaskVector
+from tvlens.vectors.ltv.settings import FitSettings
 from tvlens.vectors.vector import TaskVector
 
 pytestmark = pytest.mark.usefixtures("wide")

@@ -24,8 +24,8 @@ from tvlens.studies.regression import Plan, RegressionSettings
 from tvlens.studies.stages import HEAD_COLUMNS
 from tvlens.tasks.regression.functions import function_class
 from tvlens.tasks.regression.task import FunctionTask
-from tvlens.vectors.ltv.fit import FitSettings
 from tvlens.vectors.ltv.ltv import LearnableTaskVector
+from tvlens.vectors.ltv.settings import FitSettings
 from tvlens.vectors.vector import HeadMixture, TaskVector
 
 TINY = preset("tiny")

@@ -11,13 +11,10 @@ from tvlens.lens.heads import mean_head_outputs
 from tvlens.lens.hooks import WholePassEngine
 from tvlens.lens.readout import FirstToken
 from tvlens.vectors.ltv.attribution import attribute
-from tvlens.vectors.ltv.fit import (
-    FitSettings,
-    fit_ltv,
-    training_prompts,
-    validation_prompts,
-)
+from tvlens.vectors.ltv.fit import fit_ltv
 from tvlens.vectors.ltv.ltv import LearnableTaskVector
+from tvlens.vectors.ltv.sample import training_prompts, validation_prompts
+from tvlens.vectors.ltv.settings import FitSettings
 from tvlens.vectors.vector import stack_vectors
 
 SETTINGS = FitSettings(

@@ -20,13 +20,9 @@ from tvlens.tasks.regression.prompts import PointPrompts
 from tvlens.vectors.controls import permuted_controls, random_controls
 from tvlens.vectors.fv import function_mixture
 from tvlens.vectors.ltv.attribution import attribute
-from tvlens.vectors.ltv.fit import (
-    FitSettings,
-    read_fit_prompts,
-    training_prompts,
-    validation_prompts,
-)
 from tvlens.vectors.ltv.ltv import LearnableTaskVector
+from tvlens.vectors.ltv.sample import read_fit_prompts, training_prompts, validation_prompts
+from tvlens.vectors.ltv.settings import FitSettings
 from tvlens.vectors.vector import HeadMixture, TaskVector
 
 TASK = tiny.TASK

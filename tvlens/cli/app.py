@@ -41,7 +41,7 @@ from tvlens.studies import text as studies
 from tvlens.studies.stages import fitting_ks, ltv_frame
 from tvlens.studies.text import StudySettings
 from tvlens.tasks import Task
-from tvlens.vectors.ltv.fit import FitSettings
+from tvlens.vectors.ltv.settings import FitSettings
 
 app = typer.Typer(
     help="Which attention heads carry a task, and does a learned answer agree with a causal one?",

@@ -5,7 +5,7 @@ prompt's own keys and values. All errors are over the variance of f(x) in traini
 the error of always predicting its mean.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tvlens.errors import TaskError
-from tvlens.evaluation.methods import Method, evaluate_prompts
+from tvlens.evaluation.methods import BARE, Draws, evaluate_prompts
 from tvlens.lens.edits import NoEdit
 from tvlens.lens.hooks import WholePassEngine
 from tvlens.lens.lens import Lens
@@ -28,8 +28,6 @@ FIDELITY_COLUMNS = [
     *("functions", "shift", "prompt", "points", "method"),
     *("metric", "value", "ci_low", "ci_high", "n"),
 ]
-BARE = "bare"
-"""The method that adds nothing."""
 DUMMY_PLACES = (0.1, 0.25, 0.5, 0.75, 0.9)
 """Where the baselines of Saglam et al. (2025) put pairs of zeros, as shares of the examples."""
 
@@ -100,25 +98,24 @@ def prompt_sets(
 def method_errors(
     lens: Lens,
     sets: Sequence[PointCurves | PointPrompts],
-    methods: Mapping[str, Method],
+    methods: Mapping[str, Draws],
     *,
-    kind: PromptKind,
+    progress: Callable[[int], None] | None = None,
 ) -> dict[str, Errors]:
     """Every method, and the bare model, on every set of prompts.
 
     Args:
         lens: the model.
         sets: prompts of one kind, at increasing numbers of points.
-        methods: what is added, by name.
-        kind: kind of the prompts, which picks the vector of methods that have one per kind.
+        methods: what is added to prompts of this kind, by name.
+        progress: called with the number of rows (prompts times numbers of points) finished.
     """
     parts: dict[str, list[Errors]] = {}
     for prompts in sets:
-        frame = evaluate_prompts(lens, prompts, methods, kind=kind)
-        for name, rows in frame.groupby("method", sort=False):
-            values = torch.tensor(rows["value"].to_numpy()).view(-1, len(prompts.points))
-            label = BARE if name in ("icl", "none") else str(name)
-            parts.setdefault(label, []).append(Errors(prompts.points, values))
+        found = evaluate_prompts(lens, prompts, methods, progress=progress)
+        for name in found.methods:
+            values = found.of(name, "squared_error").view(-1, len(prompts.points))
+            parts.setdefault(name, []).append(Errors(prompts.points, values))
     return {name: Errors.join(errors) for name, errors in parts.items()}
 
 
@@ -142,8 +139,10 @@ def truncation_errors(lens: Lens, curves: PointCurves, window: int, bare: Errors
 def dummy_errors(
     lens: Lens,
     curves: PointCurves,
-    methods: Mapping[str, Method],
+    methods: Mapping[str, Draws],
     places: tuple[float, ...] = DUMMY_PLACES,
+    *,
+    progress: Callable[[int], None] | None = None,
 ) -> dict[str, Errors]:
     """Every method on prompts with pairs of zeros put in, at which its vector is added as well.
 
@@ -155,10 +154,11 @@ def dummy_errors(
         curves: the prompts; with the dummies they must fit the model's positions.
         methods: what is added, by name.
         places: shares of the examples before each pair.
+        progress: called with the number of prompts finished, of all lengths together.
     """
     whole = replace(lens, engine=WholePassEngine(lens.backend))
     sets = [curves.at(points).with_dummies(places) for points in curves.points]
-    found = method_errors(whole, sets, methods, kind="clean")
+    found = method_errors(whole, sets, methods, progress=progress)
     return {f"{name}_dummies": errors for name, errors in found.items()}
 
 

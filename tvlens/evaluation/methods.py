@@ -1,37 +1,51 @@
 """Methods against the same test prompts: one tidy table."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tvlens.errors import ModelError, UnknownNameError
+from tvlens.errors import ModelError, UnknownNameError, VectorError
 from tvlens.lens.edits import Edit
 from tvlens.lens.engine import Reading
 from tvlens.lens.lens import Lens
 from tvlens.stats import Interval, bootstrap_mean
-from tvlens.tasks.base import PromptKind, PromptSet, PromptSource, Split
-from tvlens.vectors.vector import HeadMixture, TaskVector, Vector, edits_of
+from tvlens.tasks.base import KINDS, PromptKind, PromptSet, PromptSource, Split
+from tvlens.vectors.catalogue import load_vector
+from tvlens.vectors.vector import TaskVector, Vector, edits_of
 
 RESULT_COLUMNS = ["task", "method", "prompt", "metric", "value", "ci_low", "ci_high", "n"]
-KINDS: tuple[PromptKind, ...] = ("zero", "shuffled", "clean")
+BARE = "bare"
+"""The method that adds nothing, which is always measured."""
 
-
-@runtime_checkable
-class HasTaskVector(Protocol):
-    """Anything that has a task vector, such as a LearnableTaskVector."""
-
-    @property
-    def task_vector(self) -> Vector: ...
-
-
-Draws = Vector | HasTaskVector | Sequence[Vector] | None
+Draws = Vector | Path | str | Sequence[Vector] | None
 Method = Draws | Mapping[PromptKind, Draws]
-"""A vector, something that has one, draws to average over, or one of these per prompt kind."""
+"""A vector, the file of one, draws to average over, nothing, or one of these per prompt kind."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What every method does on every prompt.
+
+    Attributes:
+        methods: names of the methods; `bare` is the first.
+        measures: names of the measures.
+        values: the measures; those of several draws are averaged, prompt by prompt.
+    """
+
+    methods: tuple[str, ...]
+    measures: tuple[str, ...]
+    values: Float[Tensor, "prompt method measure"]
+
+    def of(self, method: str, measure: str) -> Float[Tensor, " prompt"]:
+        """One measure of one method on every prompt."""
+        return self.values[:, self.methods.index(method), self.measures.index(measure)]
 
 
 def evaluate(
@@ -45,6 +59,7 @@ def evaluate(
     n: int | None = None,
     seed: int = 0,
     exact_match: bool | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> pd.DataFrame:
     """Every method on the same prompts: mean and 95% bootstrap interval over prompts.
 
@@ -57,7 +72,9 @@ def evaluate(
     Args:
         lens: the model.
         task: where prompts are drawn from.
-        methods: what is added to the residual stream, by name.
+        methods: what is added to the residual stream, by name: a vector, the file of one, several
+            draws to average over, or one of these for each kind of prompts (kinds left out have no
+            rows).
         split: whose pairs are asked.
         kinds: kinds of prompts.
         shots: examples in prompts that have any.
@@ -65,6 +82,7 @@ def evaluate(
         seed: seed of the prompts and of the bootstrap.
         exact_match: also generate whole answers greedily and compare them; by default where the
             model's answers are text.
+        progress: called with the number of prompts finished, of all kinds together.
 
     Returns:
         A tidy table with columns task, method, prompt, metric, value, ci_low, ci_high, n. Metrics
@@ -73,47 +91,58 @@ def evaluate(
         continuation is the answer).
 
     Raises:
-        UnknownNameError: a method is called `none` or `icl`.
+        UnknownNameError: a method is called `none`, `icl` or `bare`, or is for kinds of prompts
+            that do not exist or are not asked.
+        VectorError: a method is no vector, or has no draws.
+        RunError: a file holds no vector.
         ShapeError: a vector does not fit the model.
     """
-    reserved = sorted({"none", "icl"} & set(methods))
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown:
+        raise UnknownNameError(f"unknown kind {unknown[0]!r} of prompts; expected {_LISTED}")
+    reserved = sorted({"none", "icl", BARE} & set(methods))
     if reserved:
         raise UnknownNameError(
             f"method name {reserved[0]!r} is taken by the baseline without a vector; rename yours"
         )
+    vectors = {name: _by_kind(lens, name, method, kinds) for name, method in methods.items()}
     rows: list[dict[str, Any]] = []
     for kind in kinds:
         prompts = task.prompts(split, shots=shots, n=n, seed=seed, kind=kind)
-        values = evaluate_prompts(lens, prompts, methods, kind=kind, exact_match=exact_match)
-        for (method, metric), frame in values.groupby(["method", "metric"], sort=False):
-            interval = bootstrap_mean(torch.tensor(frame["value"].to_numpy()), seed=seed)
-            rows.append(_row(task.name, method, kind, metric, interval))
-            if metric == "cross_entropy":
-                rows.append(_row(task.name, method, kind, "perplexity", interval.map(math.exp)))
+        asked = {name: given[kind] for name, given in vectors.items() if kind in given}
+        found = evaluate_prompts(lens, prompts, asked, exact_match=exact_match, progress=progress)
+        for method in found.methods:
+            label = method if method != BARE else "icl" if kind == "clean" else "none"
+            for metric in found.measures:
+                interval = bootstrap_mean(found.of(method, metric), seed=seed)
+                rows.append(_row(task.name, label, kind, metric, interval))
+                if metric == "cross_entropy":
+                    rows.append(_row(task.name, label, kind, "perplexity", interval.map(math.exp)))
     return pd.DataFrame(rows, columns=RESULT_COLUMNS)
 
 
 def evaluate_prompts(
     lens: Lens,
     prompts: PromptSet,
-    methods: Mapping[str, Method],
+    methods: Mapping[str, Draws],
     *,
-    kind: PromptKind,
     exact_match: bool | None = None,
-) -> pd.DataFrame:
-    """Every method on every prompt: columns method, prompt_index, metric, value.
+    progress: Callable[[int], None] | None = None,
+) -> Measured:
+    """Every method, and the model without a vector, on every prompt.
 
     Methods of several draws are averaged over their draws, prompt by prompt.
 
     Args:
         lens: the model.
         prompts: what is asked.
-        methods: what is added, by name; the baseline without a vector is put first.
-        kind: kind of the prompts, which picks the vector of methods that have one per kind.
+        methods: what is added, by name.
         exact_match: also generate whole answers; by default where answers are text.
+        progress: called with the number of prompts finished.
 
     Raises:
         ModelError: exact_match is asked of a model whose answers are not text.
+        VectorError: a method is no vector, or has no draws.
         ShapeError: a vector does not fit the model.
         TaskError: a method is made for each prompt, and the prompts have no donors.
     """
@@ -123,19 +152,14 @@ def evaluate_prompts(
             f"exact_match compares generated text, but {lens.name!r} answers with numbers; pass "
             "exact_match=False or leave it out"
         )
-    baseline = "icl" if kind == "clean" else "none"
-    draws: dict[str, list[Vector]] = {baseline: [TaskVector.none(lens)]}
-    for name, method in methods.items():
-        found = _draws(method, kind, lens)
-        if found:
-            draws[name] = found
-    every = [vector for vectors in draws.values() for vector in vectors]
+    draws = {name: _draws(lens, name, given) for name, given in {BARE: None, **methods}.items()}
+    every = [vector for each in draws.values() for vector in each]
     edits = edits_of(every, lens, prompts)
     batch = lens.encode(prompts)
     names = [measure.name for measure in lens.readout.measures]
     if exact_match:
         names.append("exact_match")
-    measured = torch.empty(len(batch), len(every), len(names), dtype=torch.float64)
+    measured = torch.full((len(batch), len(every), len(names)), torch.nan, dtype=torch.float64)
     done = 0
     with lens.frozen(), torch.no_grad():
         for reading in lens.readings(batch):
@@ -151,29 +175,60 @@ def evaluate_prompts(
                         values[-1] = torch.cat([values[-1], right[..., None]], dim=-1)
                 measured[rows, index] = torch.cat(values, dim=1)
             done = rows.stop
-    frames = []
-    first = 0
-    for name, vectors in draws.items():
-        mean = measured[:, first : first + len(vectors)].mean(dim=1)
-        first += len(vectors)
-        frame = pd.DataFrame(mean.numpy(), columns=names)
-        frame.insert(0, "prompt_index", range(len(frame)))
-        frame.insert(0, "method", name)
-        frames.append(frame)
-    wide = pd.concat(frames, ignore_index=True)
-    return wide.melt(id_vars=["method", "prompt_index"], var_name="metric")
+            if progress is not None:
+                progress(len(reading))
+    sizes = [len(each) for each in draws.values()]
+    means = [part.mean(dim=1) for part in measured.split(sizes, dim=1)]
+    return Measured(tuple(draws), tuple(names), torch.stack(means, dim=1))
 
 
-def _draws(method: Method, kind: PromptKind, lens: Lens) -> list[Vector]:
-    if method is None:
+_LISTED = ", ".join(map(repr, KINDS))
+_REMEDY = (
+    "give a TaskVector, HeadMixture or LearnableTaskVector, the file of one, a list of them, or "
+    "one of these for each kind of prompts"
+)
+
+
+def _by_kind(
+    lens: Lens, name: str, method: Method, kinds: Sequence[PromptKind]
+) -> dict[PromptKind, Sequence[Vector]]:
+    """What the method adds on each kind of prompts; the kinds asked for which it has something."""
+    if not isinstance(method, Mapping):
+        return dict.fromkeys(kinds, _draws(lens, name, method))
+    strange = [kind for kind in method if kind not in KINDS]
+    if strange:
+        raise UnknownNameError(
+            f"method {name!r} is given for unknown kind {strange[0]!r} of prompts; expected "
+            f"{_LISTED}"
+        )
+    found = {kind: _draws(lens, name, method[kind]) for kind in kinds if kind in method}
+    if not found:
+        raise UnknownNameError(
+            f"method {name!r} is given for {', '.join(map(repr, method)) or 'no kind'} of prompts, "
+            f"but {', '.join(map(repr, kinds))} are asked; give it for one of these"
+        )
+    return found
+
+
+def _draws(lens: Lens, name: str, given: Draws) -> Sequence[Vector]:
+    """The vectors that a method averages over."""
+    if given is None:
         return [TaskVector.none(lens)]
-    if isinstance(method, TaskVector | HeadMixture):
-        return [method]
-    if isinstance(method, Mapping):
-        return _draws(method[kind], kind, lens) if kind in method else []
-    if isinstance(method, HasTaskVector):
-        return [method.task_vector]
-    return list(method)
+    if isinstance(given, Vector):
+        return [given]
+    if isinstance(given, str | Path):
+        return [load_vector(given)]
+    if not isinstance(given, Sequence):
+        raise VectorError(f"method {name!r} is a {type(given).__name__}, no vector; {_REMEDY}")
+    if not given:
+        raise VectorError(f"method {name!r} is an empty list: there is no vector; {_REMEDY}")
+    for number, vector in enumerate(given):
+        if not isinstance(vector, Vector):
+            raise VectorError(
+                f"method {name!r}: number {number} of its {len(given)} draws is a "
+                f"{type(vector).__name__}, no vector; {_REMEDY}"
+            )
+    return [vector for vector in given if isinstance(vector, Vector)]
 
 
 def _exact_match(

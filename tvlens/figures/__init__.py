@@ -2,7 +2,7 @@
 
 from tvlens.figures.curves import error_curves
 from tvlens.figures.modalities import modality_dots
-from tvlens.figures.scores import head_maps, layer_profiles, overlap_curve
+from tvlens.figures.scores import head_maps, layer_profiles, overlap_curve, score_maps
 from tvlens.figures.vectors import method_dots, training_history, weight_travel
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "method_dots",
     "modality_dots",
     "overlap_curve",
+    "score_maps",
     "training_history",
     "weight_travel",
 ]

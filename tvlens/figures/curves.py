@@ -1,4 +1,7 @@
-"""Figures of the regression study, and of both modalities beside each other."""
+"""Figures of error curves: squared error against the number of points."""
+
+import itertools
+from dataclasses import replace
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -6,50 +9,37 @@ from matplotlib.figure import Figure
 from pandas import DataFrame
 
 from tvlens.errors import UnknownNameError
-from tvlens.figures.style import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PINK,
-    RED,
-    SKY,
-    STYLE,
-    require_columns,
-    whole_numbers,
-)
+from tvlens.figures.style import GREY, PALETTE, STYLE, require_columns, whole_numbers
+from tvlens.tasks.regression.oracles import ORACLES
+from tvlens.vectors.catalogue import BASELINES, Look, variants
 
-_BARE = ("bare model", "black", "-")
-_VECTORS = {
-    "fv_layer": ("FV, one layer", ORANGE, "-"),
-    "fv_per_layer": ("FV, per layer", RED, "-"),
-    "fv_published": ("FV, published", GREEN, "--"),
-    "ltv": ("LTV, one length", BLUE, "-"),
-    "ltv_lengths": ("LTV, several lengths", SKY, "-"),
-    "random": ("random ω", PINK, ":"),
-    "permuted": ("permuted ω", GREY, ":"),
-}
-_CURVES: dict[str, dict[str, tuple[str, str, str]]] = {
-    "model and estimators": {
-        "truncation": ("last points only", BLUE, "-"),
-        "least_squares": ("least squares", GREEN, "--"),
-        "ridge": ("ridge", SKY, "--"),
-        "lasso": ("lasso", PINK, "--"),
-        "nearest_neighbours": ("3-NN", ORANGE, "--"),
-        "averaging": ("averaging", GREY, "--"),
-        "tree": ("tree", RED, "--"),
-        "boosting": ("boosted trees", RED, ":"),
-        "network": ("MLP", BLUE, ":"),
-    },
-    "vectors of the class": {
-        **{f"{method}_class": look for method, look in _VECTORS.items()},
-        "bare_dummies": ("bare, dummies", "black", ":"),
-        "fv_layer_class_dummies": ("FV, dummies", ORANGE, ":"),
-        "fv_published_class_dummies": ("published, dummies", GREEN, ":"),
-        "ltv_class_dummies": ("LTV, dummies", BLUE, ":"),
-    },
-    "vectors of each prompt": {f"{method}_prompt": look for method, look in _VECTORS.items()},
-}
+_ESTIMATORS = ("green", "sky", "pink", "orange", "grey", "red", "blue", "black")
+
+
+def _panels() -> dict[str, dict[str, Look]]:
+    """What is drawn in each panel, by its name in tables."""
+    dashes = {"slow": ":"}
+    looks = itertools.cycle(_ESTIMATORS)
+    oracles = {
+        name: Look(oracle.label, colour, dash=dashes.get(oracle.cost, "--"))
+        for (name, oracle), colour in zip(ORACLES.items(), looks, strict=False)
+    }
+    panels = {
+        "model and estimators": {"truncation": BASELINES["truncation"], **oracles},
+        "vectors of the class": {},
+        "vectors of each prompt": {},
+    }
+    of_whose = {"class": "vectors of the class", "prompt": "vectors of each prompt"}
+    dummies = {}
+    for variant in variants().values():
+        look = variant.method.look
+        if variant.dummies:
+            dummies[variant.name] = replace(look, label=f"{look.label}, dummies", dash=":")
+        else:
+            panels[of_whose[variant.whose]][variant.name] = look
+    bare = Look("bare, dummies", "black", dash=":")
+    panels["vectors of the class"] |= {"bare_dummies": bare, **dummies}
+    return panels
 
 
 @rc_context(STYLE)
@@ -84,13 +74,14 @@ def error_curves(
             f"results hold no squared_error of {functions!r} under shift {shift!r} on clean "
             f"prompts; there are {there}"
         )
-    known = {"bare"}.union(*_CURVES.values())
-    others = {m: (m, GREY, ":") for m in rows["method"].unique() if m not in known}
+    drawn, bare = _panels(), BASELINES["bare"]
+    known = {"bare"}.union(*drawn.values())
+    others = {m: Look(m, "grey", dash=":") for m in rows["method"].unique() if m not in known}
     figure = Figure(figsize=(7.2, 3.8))
     figure.subplots_adjust(left=0.075, right=0.99, top=0.87, bottom=0.4, wspace=0.08)
-    panels = figure.subplots(1, len(_CURVES), sharex=True, sharey=True)
-    for axes, (title, group) in zip(panels, _CURVES.items(), strict=True):
-        shown = {"bare": _BARE} | group | (others if axes is panels[0] else {})
+    panels = figure.subplots(1, len(drawn), sharex=True, sharey=True)
+    for axes, (title, group) in zip(panels, drawn.items(), strict=True):
+        shown = {"bare": bare} | group | (others if axes is panels[0] else {})
         for method, look in shown.items():
             _curve(axes, rows[rows["method"] == method], look)
         if train_points is not None:
@@ -112,17 +103,18 @@ def error_curves(
     return figure
 
 
-def _curve(axes: Axes, part: DataFrame, look: tuple[str, str, str]) -> None:
+def _curve(axes: Axes, part: DataFrame, look: Look) -> None:
     """One method's means and intervals; nothing where there are none."""
     # An estimator that makes no error has no place on a logarithmic axis.
     part = part[part["value"] > 1e-6].sort_values("points")
     if part.empty:
         return
-    label, colour, dash = look
+    colour = PALETTE[look.colour]
     low = part["ci_low"].clip(lower=1e-6)
     axes.fill_between(part["points"], low, part["ci_high"], color=colour, alpha=0.12, lw=0)
-    (line,) = axes.plot(part["points"], part["value"], color=colour, ls=dash, lw=1.1, label=label)
-    if look is _BARE:
+    xy = part["points"], part["value"]
+    (line,) = axes.plot(*xy, color=colour, ls=look.dash, lw=1.1, label=look.label)
+    if look is BASELINES["bare"]:
         line.set(lw=1.6)
     if len(part) < 8:
         line.set(marker="o", ms=2.5)

@@ -7,6 +7,7 @@ colours say.
 
 import itertools
 import textwrap
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -18,13 +19,14 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from pandas import DataFrame
 from torch import Tensor
 
-from tvlens.errors import ShapeError
+from tvlens.errors import ShapeError, UnknownNameError
 from tvlens.figures.style import (
     BLUE,
     GREEN,
     GREY,
     ORANGE,
     PALE,
+    PALETTE,
     PINK,
     RED,
     SKY,
@@ -33,6 +35,7 @@ from tvlens.figures.style import (
     whole_numbers,
 )
 from tvlens.scores.agreement import top_heads
+from tvlens.scores.catalogue import RANKED
 
 # The underscores leave comparing sizes to `head_maps`, whose message names both shapes.
 ScoreMap = Float[np.ndarray, "_layer _head"] | Float[Tensor, "_layer _head"]
@@ -41,7 +44,6 @@ _COLOURS = (BLUE, RED, GREEN, ORANGE, PINK, SKY, GREY, "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
-@rc_context(STYLE)
 def head_maps(
     aie: ScoreMap,
     contribution: ScoreMap,
@@ -52,8 +54,7 @@ def head_maps(
 ) -> Figure:
     """Two maps over layers and heads side by side: causal effect and learned contribution.
 
-    In both maps a frame marks the k heads of highest AIE and a dot the k of highest contribution
-    (signed: a head that works against the task ranks last), so agreement is a dot in a frame.
+    As `score_maps` of these two.
 
     Args:
         aie: average indirect effect of each head.
@@ -66,41 +67,76 @@ def head_maps(
         ShapeError: the two maps differ in shape, or have fewer than k heads.
         NumericalError: a score is not finite.
     """
-    maps = [torch.as_tensor(scores).detach().cpu().double() for scores in (aie, contribution)]
-    if maps[0].shape != maps[1].shape:
-        raise ShapeError(
-            f"the AIE map has shape {[*maps[0].shape]} (layer, head), the LTV contribution map "
-            f"{[*maps[1].shape]}; both must come from the same model"
+    return score_maps({"aie": aie, "contribution": contribution}, task=task, k=k, unit=unit)
+
+
+@rc_context(STYLE)
+def score_maps(
+    scores: Mapping[str, ScoreMap], *, task: str, k: int = 10, unit: str = "probability"
+) -> Figure:
+    """A map over layers and heads for every score of the catalogue that is given, side by side.
+
+    In every map a frame marks the k heads of highest first score (AIE) and a dot the k of highest
+    own score, in the first map those of the second (signed: a head that works against the task
+    ranks last), so agreement is a dot in a frame.
+
+    Args:
+        scores: two or more scores of each head, by their name in `tvlens.scores.catalogue`.
+        task: what to call it in the title.
+        k: how many heads of each to mark.
+        unit: unit of the effects.
+
+    Raises:
+        UnknownNameError: fewer than two of the names are scores of the catalogue.
+        ShapeError: the maps differ in shape, or have fewer than k heads.
+        NumericalError: a score is not finite.
+    """
+    shown = [score for score in RANKED if score.name in scores]
+    if len(shown) < 2:
+        raise UnknownNameError(
+            f"maps of {sorted(scores)} asked for; expected two or more of "
+            f"{', '.join(score.name for score in RANKED)}"
         )
-    best = [top_heads(scores, k) for scores in maps]
+    maps = [torch.as_tensor(scores[score.name]).detach().cpu().double() for score in shown]
+    for score, grid in zip(shown, maps, strict=True):
+        if grid.shape != maps[0].shape:
+            raise ShapeError(
+                f"the {shown[0].label} map has shape {[*maps[0].shape]} (layer, head), the "
+                f"{score.label} map {[*grid.shape]}; both must come from the same model"
+            )
+    best = [top_heads(grid, k) for grid in maps]
     n_layers, n_heads = maps[0].shape
     width, height = np.clip(0.26 * n_heads, 2.1, 3.2), np.clip(0.14 * n_layers, 1.6, 5.5)
-    figure = Figure(figsize=(0.5 + 2 * width, 1.5 + height), layout="constrained")
+    figure = Figure(figsize=(0.5 + len(maps) * width, 1.5 + height), layout="constrained")
     figure.suptitle(task)
-    titles = ("Causal mediation (AIE)", "Learnable Task Vector (LTV)")
-    units = (f"average indirect effect ({unit})", "LTV contribution, signed norm")
-    panels = figure.subplots(1, 2, sharex=True, sharey=True)
-    for axes, scores, title, label in zip(panels, maps, titles, units, strict=True):
-        limit = float(scores.abs().max()) or 1.0
+    panels = figure.subplots(1, len(maps), sharex=True, sharey=True)
+    dots = [best[1], *best[1:]]
+    for axes, score, grid, marked in zip(panels, shown, maps, dots, strict=True):
+        limit = float(grid.abs().max()) or 1.0
         image = axes.imshow(
-            scores.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, origin="lower", aspect="auto"
+            grid.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, origin="lower", aspect="auto"
         )
         bar = figure.colorbar(image, ax=axes, location="bottom", aspect=28, pad=0.1 / height)
-        bar.set_label(textwrap.fill(label, 40))
+        in_unit = f"{score.measured} ({unit})" if score is RANKED[0] else score.measured
+        bar.set_label(textwrap.fill(in_unit, 40))
         bar.locator = MaxNLocator(5, symmetric=True)
         for layer, head in best[0]:
             corner = head - 0.5, layer - 0.5
             axes.add_patch(Rectangle(corner, 1, 1, fill=False, ec="black", lw=1.1))
-        layers, heads = zip(*best[1], strict=True)
+        layers, heads = zip(*marked, strict=True)
         axes.plot(heads, layers, "o", ms=3.6, mfc="black", mec="white", mew=0.7)
         axes.spines[:].set_visible(True)
         axes.locator_params(nbins=10, integer=True, steps=[1, 2, 5, 10])
         axes.set(
-            title=title, xlabel="head", xlim=(-0.5, n_heads - 0.5), ylim=(-0.5, n_layers - 0.5)
+            title=score.title,
+            xlabel="head",
+            xlim=(-0.5, n_heads - 0.5),
+            ylim=(-0.5, n_layers - 0.5),
         )
     panels[0].set_ylabel("layer")
     shared = len(set(best[0]) & set(best[1]))
-    labels = [f"top {k} by AIE", f"top {k} by LTV contribution ({shared} in both)"]
+    second = shown[1].label if len(shown) == 2 else "each"
+    labels = [f"top {k} by {shown[0].label}", f"top {k} by {second} ({shared} in both)"]
     figure.legend([axes.patches[0], axes.lines[0]], labels, loc="outside lower center", ncols=2)
     return figure
 
@@ -157,7 +193,8 @@ def layer_profiles(profiles: DataFrame) -> Figure:
     """Where in depth the score mass lies: share per layer, one panel per task.
 
     Args:
-        profiles: columns `task, layer, score, share`; score is "aie" or "contribution".
+        profiles: columns `task, layer, score, share`; score is a name of the
+            catalogue, such as "aie" or "contribution".
 
     Raises:
         UnknownNameError: a column is missing.
@@ -167,14 +204,13 @@ def layer_profiles(profiles: DataFrame) -> Figure:
     lines, columns = -(-len(tasks) // 4), min(len(tasks), 4)
     figure = Figure(figsize=(max(3.4, 1.75 * columns), 0.6 + 1.35 * lines), layout="constrained")
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    looks = (("aie", "AIE", RED, "-"), ("contribution", "LTV contribution", BLUE, "--"))
     for axes, task in zip(panels, tasks, strict=False):
-        for score, label, colour, dash in looks:
-            chosen = (profiles["task"] == task) & (profiles["score"] == score)
+        for score in RANKED:
+            chosen = (profiles["task"] == task) & (profiles["score"] == score.name)
             part = profiles[chosen].sort_values("layer")
-            xy = part["layer"], part["share"]
+            xy, colour = (part["layer"], part["share"]), PALETTE[score.colour]
             axes.fill_between(*xy, step="mid", color=colour, alpha=0.15, lw=0)
-            axes.step(*xy, where="mid", color=colour, ls=dash, lw=1, label=label)
+            axes.step(*xy, where="mid", color=colour, ls=score.dash, lw=1, label=score.label)
         axes.set_title(task)
         axes.xaxis.set_major_locator(whole_numbers(5))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -184,5 +220,5 @@ def layer_profiles(profiles: DataFrame) -> Figure:
     figure.supxlabel("layer")
     figure.supylabel("share of positive score")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2)
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
     return figure

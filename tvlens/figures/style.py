@@ -10,6 +10,17 @@ from tvlens.errors import UnknownNameError
 # The Okabe-Ito palette.
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 SKY, RED, GREY, PALE = "#56B4E9", "#D55E00", "#666666", "#E3E3E3"
+PALETTE = {
+    "black": "black",
+    "blue": BLUE,
+    "green": GREEN,
+    "grey": GREY,
+    "orange": ORANGE,
+    "pink": PINK,
+    "red": RED,
+    "sky": SKY,
+}
+"""Colours by the names that catalogues use."""
 STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 8.0,

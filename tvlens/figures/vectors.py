@@ -14,25 +14,15 @@ from tvlens.figures.scores import _COLOURS
 from tvlens.figures.style import (
     BLUE,
     GREY,
-    ORANGE,
     PALE,
-    PINK,
+    PALETTE,
     RED,
     SKY,
     STYLE,
     require_columns,
     whole_numbers,
 )
-
-_METHODS: dict[str, tuple[str, str, str]] = {
-    "none": ("no vector", GREY, "X"),
-    "fv_layer": ("FV, one layer", ORANGE, "^"),
-    "fv_per_layer": ("FV, per layer", RED, "v"),
-    "ltv": ("LTV", BLUE, "o"),
-    "random": ("random ω", SKY, "s"),
-    "permuted": ("permuted ω", PINK, "D"),
-}
-
+from tvlens.vectors.catalogue import BASELINES, METHODS, Look
 
 _METRICS = {"exact_match": "exact match", "cross_entropy": "cross-entropy (nats)"}
 
@@ -65,8 +55,9 @@ def method_dots(results: DataFrame, *, metric: str = "accuracy") -> Figure:
             f"results hold no {metric!r} on {' or '.join(_PROMPTS)} prompts; metrics there: {known}"
         )
     tasks = list(dict.fromkeys(rows["task"]))
-    others = [method for method in dict.fromkeys(rows["method"]) if method not in _METHODS]
-    styles = _METHODS | {m: (m, "black", "d") for m in others if m != "icl"}
+    looks = {"none": BASELINES["none"]} | {method.name: method.look for method in METHODS}
+    others = [name for name in dict.fromkeys(rows["method"]) if name not in {*looks, "icl"}]
+    styles = looks | {name: Look(name, "black", "d") for name in others}
     methods = [method for method in styles if (rows["method"] == method).any()]
     icl = rows[(rows["method"] == "icl") & (rows["prompt"] == "clean")]
     figure = Figure(figsize=(6.8, 1.0 + 0.52 * len(tasks)), layout="constrained")
@@ -76,10 +67,11 @@ def method_dots(results: DataFrame, *, metric: str = "accuracy") -> Figure:
         _icl_bars(axes, icl, tasks)
         for method, offset in zip(methods, offsets, strict=True):
             part = rows[(rows["method"] == method) & (rows["prompt"] == prompt)]
-            label, colour, marker = styles[method]
+            look = styles[method]
+            colour = PALETTE[look.colour]
             y = np.array([tasks.index(task) for task in part["task"]]) + offset
             axes.hlines(y, part["ci_low"], part["ci_high"], color=colour, lw=1.1)
-            axes.plot(part["value"], y, marker, color=colour, mew=1.1, label=label)
+            axes.plot(part["value"], y, look.marker, color=colour, mew=1.1, label=look.label)
         axes.set(title=_PROMPTS[prompt], xlabel=f"{_METRICS.get(metric, metric)}, 95% interval")
         axes.set_yticks(range(len(tasks)), tasks)
         axes.set_yticks(np.arange(len(tasks) - 1) + 0.5, minor=True)

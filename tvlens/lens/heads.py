@@ -1,6 +1,8 @@
 """Mean head outputs at the query position: what a head says when the task is in the prompt."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -9,11 +11,12 @@ from torch import Tensor
 from tvlens.errors import NumericalError, ShapeError, TaskError
 from tvlens.lens.edits import NoEdit
 from tvlens.lens.lens import Lens
+from tvlens.runs.storage import Kept
 from tvlens.tasks.base import HasDonors, PromptSet
 
 
 @dataclass(frozen=True)
-class HeadMeans:
+class HeadMeans(Kept):
     """Mean and spread of every head's `hook_z` over prompts, and the mean contribution.
 
     Attributes:
@@ -36,6 +39,23 @@ class HeadMeans:
     def count(self) -> int:
         """Number of prompts in the mean."""
         return len(self.kept)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Means and contributions; which prompts entered, how many were offered, and the model."""
+        facts = {"kept": list(self.kept), "offered": self.offered, "model": self.model}
+        return {"z": self.z, "variance": self.variance, "outputs": self.outputs}, facts
+
+    @classmethod
+    def of_state(cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> "HeadMeans":
+        """The means that have this state."""
+        return cls(
+            tensors["z"],
+            tensors["variance"],
+            tensors["outputs"],
+            tuple(facts["kept"]),
+            facts["offered"],
+            facts["model"],
+        )
 
     def require_fit(self, lens: Lens) -> None:
         """Refuse means of a model of another size.
@@ -114,7 +134,13 @@ class _StreamingMoments:
         self.count = total
 
 
-def mean_head_outputs(lens: Lens, prompts: PromptSet, *, answered_only: bool = True) -> HeadMeans:
+def mean_head_outputs(
+    lens: Lens,
+    prompts: PromptSet,
+    *,
+    answered_only: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> HeadMeans:
     """Mean head outputs at the query position over clean prompts.
 
     Prompts are read in pieces, so memory does not grow with their number.
@@ -124,6 +150,7 @@ def mean_head_outputs(lens: Lens, prompts: PromptSet, *, answered_only: bool = T
         prompts: clean in-context prompts of one task; Todd et al. (2024) use 100 with 10 shots.
         answered_only: keep only prompts whose first answer token the model gets right, as the
             published protocol does. `HeadMeans.kept` says which.
+        progress: called with the number of prompts finished.
 
     Raises:
         TaskError: the model answers none of the prompts.
@@ -143,6 +170,8 @@ def mean_head_outputs(lens: Lens, prompts: PromptSet, *, answered_only: bool = T
             moments.add(reading.z[right.to(reading.z.device)])
             kept += [seen + i for i in right.nonzero().flatten().tolist()]
             seen += len(reading)
+            if progress is not None:
+                progress(len(reading))
     if not kept:
         raise TaskError(
             f"task {prompts.task!r}: {lens.name!r} answers none of {len(prompts)} clean "

@@ -32,6 +32,7 @@ from torch import Tensor
 from tvlens.errors import RunError
 from tvlens.runs.storage import (
     OWN,
+    K,
     encode,
     encode_json,
     encode_tensors,
@@ -170,6 +171,22 @@ class Run:
         self._write_manifest()
         files = index["outputs"].items()
         return {key: read(folder / file, digest, remedy) for key, (file, digest) in files}
+
+    def kept(self, name: str, kind: type[K], compute: Callable[[], K]) -> K:
+        """The value of a named step that keeps itself, as `step`.
+
+        Args:
+            name: unique in the run.
+            kind: what the value is.
+            compute: gives the value.
+        """
+
+        def outputs() -> dict[str, Any]:
+            tensors, facts = compute().state()
+            return {"tensors": tensors, "facts": facts}
+
+        saved = self.step(name, outputs)
+        return kind.of_state(saved["tensors"], saved["facts"])
 
     def write_table(self, name: str, table: DataFrame) -> Path:
         """Returns the path of `name.csv`, written with `name.parquet` beside it; drops the index.

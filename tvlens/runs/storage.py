@@ -6,10 +6,11 @@ import json
 import os
 import shutil
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import safetensors.torch
@@ -21,6 +22,51 @@ from tvlens.errors import RunError
 
 OWN = ".tvlens-"
 """Begins the names of temporary files, locks and indices."""
+
+
+K = TypeVar("K", bound="Kept")
+
+
+class Kept(ABC):
+    """A value that keeps itself: in a file of its own, or as a step of a run (`Run.kept`)."""
+
+    @abstractmethod
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything it is made of: tensors, and facts that JSON can hold."""
+
+    @classmethod
+    @abstractmethod
+    def of_state(cls: type[K], tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> K:
+        """The value that has this state.
+
+        Raises:
+            KeyError: something is missing.
+        """
+
+    def save(self, path: Path | str) -> None:
+        """Write the value as safetensors, whole or not at all.
+
+        Raises:
+            RunError: the file cannot be written.
+        """
+        save_tensors(path, *self.state())
+
+    @classmethod
+    def load(cls: type[K], path: Path | str) -> K:
+        """The value written by `save`.
+
+        Raises:
+            RunError: the file cannot be read or holds something else.
+        """
+        tensors, facts = load_tensors(path)
+        try:
+            return cls.of_state(tensors, facts)
+        except KeyError as error:
+            raise RunError(
+                f"{path} holds no {cls.__name__}: it lacks {error}, it has "
+                f"{', '.join([*tensors, *facts]) or 'nothing'}; expected a file that "
+                f"{cls.__name__}.save or a tvlens command wrote"
+            ) from error
 
 
 def save_tensors(

@@ -1,10 +1,9 @@
 """Causal mediation: how much each head, put back alone, restores the task (Todd et al., 2024)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import cast
 
-import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,55 +12,37 @@ from tvlens.errors import NumericalError
 from tvlens.lens.edits import ReplaceHeads
 from tvlens.lens.heads import HeadMeans, donor_outputs
 from tvlens.lens.lens import Lens
-from tvlens.scores.agreement import Head, top_heads
-from tvlens.stats import bootstrap_mean_axis
+from tvlens.scores.score import Scores
 from tvlens.tasks.base import PromptSet, Split
 from tvlens.tasks.text.prompts import Prompts
 from tvlens.tasks.text.task import Task
 
 
-@dataclass(frozen=True)
-class IndirectEffects:
-    """Indirect effect of every head on every prompt.
+@dataclass(frozen=True, eq=False)
+class IndirectEffects(Scores):
+    """Indirect effect of every head on every prompt; their mean `scores` is the AIE.
 
     Attributes:
         values: score with the head's z replaced minus score without, per prompt.
         baseline: score of each prompt without a replacement.
-        task: name of the task.
-        model: name of the model.
-        score_name: unit of the values, "probability" for text.
     """
 
-    values: Float[Tensor, "prompt layer head"]
-    baseline: Float[Tensor, " prompt"]
-    task: str
-    model: str
-    score_name: str
+    values: Float[Tensor, "prompt _layer _head"] = field(kw_only=True)
 
-    @property
-    def scores(self) -> Float[Tensor, "layer head"]:
-        """Average indirect effect (AIE) of every head."""
-        return self.values.double().mean(dim=0).float()
-
-    def top(self, k: int) -> list[Head]:
-        """The k heads of largest AIE as (layer, head), best first.
-
-        Raises:
-            ShapeError: k is smaller than 1 or larger than the number of heads.
-        """
-        return top_heads(self.scores, k)
-
-    def to_frame(self, *, seed: int = 0) -> pd.DataFrame:
-        """One row per head: task, layer, head, aie, aie_low, aie_high (95% interval)."""
-        mean, low, high = bootstrap_mean_axis(self.values, seed=seed)
-        n_layer, n_head = mean.shape
-        index = pd.MultiIndex.from_product([range(n_layer), range(n_head)], names=["layer", "head"])
-        columns = {"aie": mean, "aie_low": low, "aie_high": high}
-        frame = pd.DataFrame(
-            {name: torch.as_tensor(x).flatten().tolist() for name, x in columns.items()}, index
-        ).reset_index()
-        frame.insert(0, "task", self.task)
-        return frame
+    @classmethod
+    def of(
+        cls,
+        values: Float[Tensor, "prompt layer head"],
+        baseline: Float[Tensor, " prompt"],
+        *,
+        task: str,
+        model: str,
+        unit: str,
+    ) -> "IndirectEffects":
+        """The effects with these values; `unit` is that of the score, "probability" for text."""
+        return cls.of_prompts(
+            values, name="aie", unit=unit, task=task, model=model, baseline=baseline
+        )
 
 
 def mediation_prompts(
@@ -130,4 +111,10 @@ def indirect_effects(
             f"indirect effects on task {prompts.task!r} are not finite; expected finite "
             f"probabilities from {lens.name!r}; try dtype=torch.float32"
         )
-    return IndirectEffects(values, baseline[:, 0], prompts.task, lens.name, lens.readout.score_name)
+    return IndirectEffects.of(
+        values,
+        baseline[:, 0],
+        task=prompts.task,
+        model=lens.name,
+        unit=lens.readout.score_name,
+    )

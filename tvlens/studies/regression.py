@@ -1,14 +1,17 @@
-"""The stages of the regression study of one function class, each kept as a step of a run."""
+"""The regression study: what it asks of a function class, and how it judges vectors: the fidelity
+benchmark.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import pandas as pd
+from matplotlib.figure import Figure
 
+from tvlens import figures
+from tvlens.console import progress_bar
 from tvlens.evaluation.curves import (
-    BARE,
     DUMMY_PLACES,
     Errors,
     dummy_errors,
@@ -18,68 +21,45 @@ from tvlens.evaluation.curves import (
     prompt_sets,
     truncation_errors,
 )
-from tvlens.evaluation.methods import Method
-from tvlens.lens.heads import HeadMeans, mean_head_outputs
+from tvlens.evaluation.methods import BARE, Draws
+from tvlens.lens.heads import HeadMeans
 from tvlens.lens.lens import Lens
 from tvlens.runs.run import Run
-from tvlens.scores.mediation import IndirectEffects, indirect_effects
-from tvlens.studies.stages import (
-    function_vector_step,
-    ltv_step,
-)
-from tvlens.tasks.base import PromptKind, PromptSet
-from tvlens.tasks.regression import oracles
+from tvlens.studies.plan import StudySettings, View
+from tvlens.tasks.base import KINDS, PromptKind, PromptSet
 from tvlens.tasks.regression.inputs import SHIFTS
-from tvlens.tasks.regression.oracles import Oracle
-from tvlens.tasks.regression.prompts import PointCurves
+from tvlens.tasks.regression.oracles import ORACLES, choose_lasso
+from tvlens.tasks.regression.prompts import PointCurves, PointPrompts
 from tvlens.tasks.regression.task import FunctionTask
-from tvlens.vectors.controls import permuted_controls, random_controls
-from tvlens.vectors.fv import published_mixture
-from tvlens.vectors.ltv.fit import FitPrompts, FitSettings, read_fit_prompts
-from tvlens.vectors.ltv.ltv import LearnableTaskVector
-from tvlens.vectors.vector import Vector
+from tvlens.vectors.catalogue import WHOSE, Modality, variants
+from tvlens.vectors.ltv.settings import FitSettings
+from tvlens.vectors.materials import ByKind
 
-Unit = Literal["class", "prompt"]
-"""Whose head outputs make a vector: means over the function class, or each prompt's own donor."""
-CONTROLS = ("random", "permuted")
-"""How the names of controls begin."""
-UNITS: tuple[Unit, ...] = ("class", "prompt")
-Asked = Literal["long", "untold"]
-_LASSO_ALPHAS = (0.001, 0.01, 0.1, 1.0)
+VIEWS = tuple(View(whose, asked) for asked in ("informative", "uninformative") for whose in WHOSE)
 
 
 @dataclass(frozen=True)
-class RegressionSettings:
+class RegressionSettings(StudySettings):
     """What a regression study does to each function class.
 
     Attributes:
-        seed: seed of every draw.
         n_means: clean prompts of T_train points that head means are taken over.
-        n_mediation: prompts of each causal mediation.
+        ltv: how Learnable Task Vectors are trained; kinds, shots and whose outputs are filled in.
         n_test: test prompts of each kind and shift.
         n_oracle: how many of them the estimators are fitted to.
         n_slow: how many of them those that take long are (boosting, network).
         n_dummy: how many of them get dummy pairs, which need whole forward passes.
         reach: longest prompts, as a multiple of T_train, if the model has so many positions.
         n_lengths: lengths past T_train that vectors are trained and chosen on, if on several.
-        ltv: how Learnable Task Vectors are trained; kinds, shots and whose outputs are filled in.
-        ltv_seeds: how many are trained for the comparison, with seeds seed, seed + 1, …
-        ks: numbers of heads tried for function vectors.
-        scales: scales tried for function vectors.
-        control_draws: random and permuted weights drawn.
-        compare_ks: sizes of the head sets compared.
         shifts: how test prompts differ from those of training.
     """
 
-    seed: int = 0
+    ks: tuple[int, ...] = (2, 4, 9)
+    scales: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
+    compare_ks: tuple[int, ...] = (3, 5, 10)
     n_means: int = 1024
     n_mediation: int = 256
-    n_test: int = 512
-    n_oracle: int = 64
-    n_slow: int = 32
-    n_dummy: int = 128
-    reach: float = 2.5
-    n_lengths: int = 5
+    ltv_seeds: int = 2
     ltv: FitSettings = field(
         default_factory=lambda: FitSettings(
             learning_rate=0.3,
@@ -91,38 +71,21 @@ class RegressionSettings:
             patience=None,
         )
     )
-    ltv_seeds: int = 2
-    ks: tuple[int, ...] = (2, 4, 9)
-    scales: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
-    control_draws: int = 3
-    compare_ks: tuple[int, ...] = (3, 5, 10)
+    n_test: int = 512
+    n_oracle: int = 64
+    n_slow: int = 32
+    n_dummy: int = 128
+    reach: float = 2.5
+    n_lengths: int = 5
     shifts: tuple[str, ...] = tuple(SHIFTS)
 
 
-@dataclass(frozen=True)
-class View:
-    """One way of asking which heads matter: whose outputs, and on which prompts.
-
-    Attributes:
-        unit: whose head outputs are patched in and weighed.
-        prompts: "long", clean prompts past T_train, as the paper trains on; or "untold", zero-shot
-            and label-shuffled prompts, as the text study does. Mediation patches long prompts for
-            the first and shuffled ones for the second.
+class RegressionPlan:
+    """The study of one function class: vectors of the class and of each prompt, on prompts longer
+    than those of training and on prompts that do not carry the function.
     """
 
-    unit: Unit
-    prompts: Asked
-
-    def name(self, functions: str) -> str:
-        """The name in tables of heads, such as `linear-prompt-untold`."""
-        return f"{functions}-{self.unit}-{self.prompts}"
-
-
-VIEWS = tuple(View(unit, prompts) for prompts in ("long", "untold") for unit in UNITS)
-
-
-class Plan:
-    """The stages of the study of one function class."""
+    modality: ClassVar[Modality] = "regression"
 
     def __init__(self, lens: Lens, task: FunctionTask, settings: RegressionSettings) -> None:
         """Settles the numbers of points that are trained on, chosen on and tested at.
@@ -130,7 +93,6 @@ class Plan:
         Raises:
             TaskError: the task does not know its T_train.
         """
-        task.require_train_points()
         self.lens, self.task, self.settings = lens, task, settings
         self.trained = task.require_train_points()
         positions = lens.backend.n_ctx // 2
@@ -140,150 +102,76 @@ class Plan:
         self.lengths = tuple(range(self.longest, self.trained, -step))[: settings.n_lengths][::-1]
         self.lengths = self.lengths or (self.longest,)
 
-    def head_means(self, run: Run) -> HeadMeans:
-        """Mean head outputs over clean prompts of T_train points."""
-        s = self.settings
+    @property
+    def title(self) -> str:
+        """The class, its model, and how far that was trained."""
+        return f"{self.task.name}: {self.lens!r}, trained on up to {self.trained} points"
 
-        def compute() -> dict[str, Any]:
-            shots = self.trained - 1
-            clean = self.task.prompts("train", shots=shots, n=s.n_means, seed=s.seed)
-            means = mean_head_outputs(self.lens, clean)
-            return {"means": {"z": means.z, "variance": means.variance, "outputs": means.outputs}}
+    @property
+    def views(self) -> tuple[View, ...]:
+        """Heads of the class and of each prompt, on prompts of either kind."""
+        return VIEWS
 
-        saved = run.step(f"{self.task.name}/means", compute)["means"]
-        kept = tuple(range(s.n_means))
-        return HeadMeans(**saved, kept=kept, offered=s.n_means, model=self.lens.name)
+    @property
+    def fits(self) -> Mapping[str, FitSettings]:
+        """Long prompts, prompts that do not carry the function, and long ones of several lengths.
 
-    def mediate(self, run: Run, means: HeadMeans, view: View) -> IndirectEffects:
-        """Indirect effects of all heads on the prompts of this view."""
-        s = self.settings
-
-        def compute() -> dict[str, Any]:
-            untold = view.prompts == "untold"
-            prompts = self.task.prompts(
-                "train",
-                shots=(self.trained if untold else self.longest) - 1,
-                n=s.n_mediation,
-                seed=s.seed,
-                kind="shuffled" if untold else "clean",
-            )
-            effects = indirect_effects(self.lens, prompts, means if view.unit == "class" else None)
-            return {"effects": {"values": effects.values, "baseline": effects.baseline}}
-
-        step = view.name(f"{self.task.name}/mediation")
-        saved = run.step(step, compute)["effects"]
-        return IndirectEffects(
-            **saved,
-            task=self.task.name,
-            model=self.lens.name,
-            score_name=self.lens.readout.score_name,
-        )
-
-    def function_vectors(
-        self, run: Run, means: HeadMeans, effects: IndirectEffects, unit: Unit
-    ) -> tuple[dict[str, dict[PromptKind, Vector]], pd.DataFrame]:
-        """Function vectors for each kind of prompt, those for clean ones chosen past T_train."""
-        s = self.settings
-
-        def validation() -> dict[PromptKind, PromptSet]:
-            shots = self.trained - 1
-            return {
-                "clean": self.task.curves("validation", points=self.lengths, seed=s.seed),
-                "zero": self.task.prompts("validation", shots=shots, seed=s.seed, kind="zero"),
-                "shuffled": self.task.prompts(
-                    "validation", shots=shots, seed=s.seed, kind="shuffled"
-                ),
-            }
-
-        return function_vector_step(
-            self.lens,
-            self.task.name,
-            run,
-            means,
-            effects,
-            validation,
-            ks=s.ks,
-            scales=s.scales,
-            per_prompt=unit == "prompt",
-            name=f"function-vectors-{unit}",
-        )
-
-    def train(
-        self, run: Run, means: HeadMeans
-    ) -> tuple[dict[str, LearnableTaskVector], dict[View, list[LearnableTaskVector]]]:
-        """Every trained vector by name, and for each view those of further seeds."""
-        s, longest = self.settings, self.longest - 1
-        each = len(self.lengths)
-        # As many prompts in all as at one length.
-        several = replace(
-            s.ltv,
+        Trainings on several lengths see as many prompts in all as those on one.
+        """
+        ltv, each = self.settings.ltv, len(self.lengths)
+        asked = {
+            "informative": replace(ltv, kinds=("clean",), shots=self.longest - 1),
+            "uninformative": replace(ltv, kinds=("zero", "shuffled"), shots=self.trained - 1),
+        }
+        lengths = replace(
+            ltv,
             kinds=("clean",),
             shots=tuple(points - 1 for points in self.lengths),
-            n_prompts=max(1, s.ltv.n_prompts // each),
-            n_validation=s.ltv.n_validation and max(1, s.ltv.n_validation // each),
+            n_prompts=max(1, ltv.n_prompts // each),
+            n_validation=ltv.n_validation and max(1, ltv.n_validation // each),
         )
-        fits: dict[Asked | Literal["lengths"], FitSettings] = {
-            "long": replace(s.ltv, kinds=("clean",), shots=longest),
-            "untold": replace(s.ltv, kinds=("zero", "shuffled"), shots=self.trained - 1),
-            "lengths": several,
-        }
-        ltvs: dict[str, LearnableTaskVector] = {}
-        extra: dict[View, list[LearnableTaskVector]] = {view: [] for view in VIEWS}
-        for prompts, fit in fits.items():
-            for i in range(1 if prompts == "lengths" else s.ltv_seeds):
-                read = self._reader(fit, s.seed + i)
-                for unit in UNITS:
-                    own = replace(fit, per_prompt=unit == "prompt")
-                    name = f"ltv-{unit}-{prompts}"
-                    made = ltv_step(self.lens, self.task, run, means, own, s.seed + i, name, read)
-                    if i and prompts != "lengths":
-                        extra[View(unit, prompts)].append(made)
-                    else:
-                        ltvs[name] = made
-        return ltvs, extra
+        return {**asked, "lengths": lengths}
 
-    def _reader(self, fit: FitSettings, seed: int) -> Callable[[], FitPrompts]:
-        """Reads the prompts of a training when they are first asked for, and keeps them."""
-        return cache(
-            lambda: read_fit_prompts(self.lens, self.task, replace(fit, per_prompt=True), seed)
-        )
+    @property
+    def uses(self) -> Mapping[str, Mapping[PromptKind, str]]:
+        """Clean prompts get the vector of long ones, others that of their like."""
+        of_kind = dict.fromkeys(KINDS, "uninformative") | {"clean": "informative"}
+        return {"ltv": of_kind, "ltv_lengths": {"clean": "lengths"}}
 
-    def methods(
-        self,
-        means: HeadMeans,
-        effects: IndirectEffects,
-        function_vectors: Mapping[str, Mapping[PromptKind, Vector]],
-        ltvs: Mapping[str, LearnableTaskVector],
-    ) -> dict[str, Method]:
-        """Everything that is tested, by its name in `results.csv`."""
+    def clean(self) -> PointPrompts:
+        """Clean prompts of T_train points."""
         s = self.settings
-        published = published_mixture(means, effects).of_means(means)
-        methods: dict[str, Method] = {**function_vectors, "fv_published_class": published}
-        for unit in UNITS:
-            long, untold = (ltvs[View(unit, p).name("ltv")] for p in ("long", "untold"))
-            methods[f"ltv_{unit}"] = {
-                "clean": long.task_vector,
-                "zero": untold.task_vector,
-                "shuffled": untold.task_vector,
-            }
-            methods[f"ltv_lengths_{unit}"] = {"clean": ltvs[f"ltv-{unit}-lengths"].task_vector}
-            for name, draw in (("random", random_controls), ("permuted", permuted_controls)):
-                of_untold = draw(untold, n=s.control_draws, seed=s.seed)
-                methods[f"{name}_{unit}"] = {
-                    "clean": draw(long, n=s.control_draws, seed=s.seed),
-                    "zero": of_untold,
-                    "shuffled": of_untold,
-                }
-        return methods
+        return self.task.prompts("train", shots=self.trained - 1, n=s.n_means, seed=s.seed)
 
-    def fidelity(self, run: Run, methods: Mapping[str, Method]) -> pd.DataFrame:
-        """Errors of everything on test prompts of every kind and shift: rows of `results.csv`."""
+    def note(self, means: HeadMeans) -> None:
+        """Nothing: no prompt is left out of the means."""
+
+    def mediation(self, view: View, means: HeadMeans) -> PointPrompts:
+        """Long clean prompts, or label-shuffled ones of T_train points."""
+        s, informative = self.settings, view.prompts == "informative"
+        return self.task.prompts(
+            "train",
+            shots=(self.longest if informative else self.trained) - 1,
+            n=s.n_mediation,
+            seed=s.seed,
+            kind="clean" if informative else "shuffled",
+        )
+
+    def validation(self) -> dict[PromptKind, PromptSet]:
+        """Prompts of every kind; clean ones at the lengths past T_train."""
+        seed, shots = self.settings.seed, self.trained - 1
+        return {
+            "clean": self.task.curves("validation", points=self.lengths, seed=seed),
+            "zero": self.task.prompts("validation", shots=shots, seed=seed, kind="zero"),
+            "shuffled": self.task.prompts("validation", shots=shots, seed=seed, kind="shuffled"),
+        }
+
+    def evaluate(self, run: Run, methods: Mapping[str, ByKind]) -> pd.DataFrame:
+        """Errors of everything on test prompts of every kind and shift."""
         frames = []
         for shift in self.settings.shifts:
-            kinds: tuple[PromptKind, ...] = (
-                ("clean", "zero", "shuffled") if shift == "none" else ("clean",)
-            )
-            for kind in kinds:
+            # Under a shift only prompts that carry the function are asked.
+            for kind in ("clean", "zero", "shuffled") if shift == "none" else ("clean",):
 
                 def compute(shift: str = shift, kind: PromptKind = kind) -> dict[str, Any]:
                     return {"results": self._errors(methods, shift, kind)}
@@ -292,25 +180,50 @@ class Plan:
                 frames.append(run.step(name, compute)["results"])
         return pd.concat(frames, ignore_index=True)
 
-    def _errors(self, methods: Mapping[str, Method], shift: str, kind: PromptKind) -> pd.DataFrame:
+    def facts(self) -> dict[str, Any]:
+        """The class and the sizes of its model."""
+        functions = self.task.functions
+        return {
+            "functions": self.task.name,
+            "n_dims": functions.n_dims,
+            "train_points": self.trained,
+            "variance": functions.variance,
+            "layers": self.lens.n_layer,
+            "heads": self.lens.n_head,
+        }
+
+    def figures(
+        self, history: pd.DataFrame, results: pd.DataFrame
+    ) -> dict[str, Callable[[], Figure]]:
+        """Error against number of points."""
+        name, points = self.task.name, self.trained
+        return {
+            f"fidelity-{name}": lambda: figures.error_curves(
+                results, functions=name, train_points=points
+            )
+        }
+
+    def _errors(self, methods: Mapping[str, ByKind], shift: str, kind: PromptKind) -> pd.DataFrame:
         s, lens = self.settings, self.lens
         task = replace(self.task, shift=shift)
         sets = prompt_sets(task, "test", kind=kind, points=self.points, n=s.n_test, seed=s.seed)
+        known = variants()
         # Controls say what chance does; under a shift they would say it once more.
-        kept = {
-            name: method
-            for name, method in methods.items()
-            if shift == "none" or not name.startswith(CONTROLS)
+        asked: dict[str, Draws] = {
+            name: made[kind]
+            for name, made in methods.items()
+            if kind in made and (shift == "none" or known[name].method.family != "control")
         }
-        errors = method_errors(lens, sets, kept, kind=kind)
+        what = kind if shift == "none" else shift
+        with progress_bar(f"{task.name}: errors, {what}", sum(map(len, sets))) as advance:
+            errors = method_errors(lens, sets, asked, progress=advance)
         (first, *_) = sets
         if isinstance(first, PointCurves):
             errors["truncation"] = truncation_errors(lens, first, self.trained, errors[BARE])
             if shift == "none":
-                errors |= self._with_dummies(first, methods)
+                errors |= self._with_dummies(first, asked)
         if kind == "clean":
-            slow = shift == "none"
-            errors |= self._oracles(sets, slow=slow)
+            errors |= self._oracles(sets, slow=shift == "none")
         return error_table(
             errors,
             functions=self.task.name,
@@ -320,9 +233,7 @@ class Plan:
             seed=s.seed,
         )
 
-    def _with_dummies(
-        self, curves: PointCurves, methods: Mapping[str, Method]
-    ) -> dict[str, Errors]:
+    def _with_dummies(self, curves: PointCurves, methods: Mapping[str, Draws]) -> dict[str, Errors]:
         """Dummy pairs at the lengths that leave positions for them."""
         room = min(self.longest, self.lens.backend.n_ctx // 2 - len(DUMMY_PLACES))
         if room <= len(DUMMY_PLACES):
@@ -330,39 +241,49 @@ class Plan:
         points = {min(self.trained, room), (self.trained + room) // 2, room}
         few = curves.first(self.settings.n_dummy)
         chosen = replace(few, points=tuple(sorted(p for p in points if p <= room)))
-        names = ("fv_layer_class", "fv_published_class", "ltv_class")
-        return dummy_errors(self.lens, chosen, {name: methods[name] for name in names})
+        known = variants()
+        own = {
+            name: made
+            for name, made in methods.items()
+            if known[name].method.dummies and known[name].whose == "class"
+        }
+        with progress_bar(f"{self.task.name}: dummy pairs", len(chosen)) as advance:
+            return dummy_errors(self.lens, chosen, own, progress=advance)
 
-    def _oracles(self, sets: list[Any], *, slow: bool) -> dict[str, Errors]:
-        s = self.settings
-        variance = self.task.functions.variance
-        chosen: dict[str, tuple[Oracle, int]] = {
-            "least_squares": (oracles.least_squares(), s.n_oracle),
-            "ridge": (oracles.ridge(1.0), s.n_oracle),
-            "lasso": (self._lasso(), s.n_oracle),
-            "nearest_neighbours": (oracles.nearest_neighbours(), s.n_oracle),
-            "averaging": (oracles.averaging(), s.n_test),
-            "tree": (oracles.decision_tree(), s.n_oracle),
-        }
-        found = {
-            name: oracle_errors(sets, oracle, variance, n) for name, (oracle, n) in chosen.items()
-        }
-        if slow:
-            few = replace(sets[0], points=tuple(sorted({self.trained, *self.lengths})))
-            for name, oracle in (
-                ("boosting", oracles.boosting()),
-                ("network", oracles.network()),
-            ):
-                found[name] = oracle_errors([few], oracle, variance, s.n_slow)
+    def _oracles(self, sets: list[PointCurves | PointPrompts], *, slow: bool) -> dict[str, Errors]:
+        """Classical estimators on the first of the same prompts."""
+        s, variance = self.settings, self.task.functions.variance
+        (first, *_) = sets
+        few: list[PointCurves | PointPrompts] = []
+        if slow and isinstance(first, PointCurves):
+            few = [replace(first, points=tuple(sorted({self.trained, *self.lengths})))]
+        counts = {"fast": s.n_oracle, "slow": s.n_slow, "closed": s.n_test}
+        asked = {name: oracle for name, oracle in ORACLES.items() if few or oracle.cost != "slow"}
+        found = {}
+        with progress_bar(f"{self.task.name}: estimators", len(asked)) as advance:
+            for name, oracle in asked.items():
+                fitted = self._lasso() if name == "lasso" else oracle.make()
+                chosen = few if oracle.cost == "slow" else sets
+                found[name] = oracle_errors(chosen, fitted, variance, counts[oracle.cost])
+                advance(1)
         return found
 
-    def _lasso(self) -> Oracle:
+    def _lasso(self) -> Any:
         """Lasso with the penalty that is best on validation prompts of T_train points."""
-        prompts = self.task.prompts(
-            "validation", shots=self.trained - 1, n=self.settings.n_oracle, seed=self.settings.seed
+        s = self.settings
+        prompts = self.task.prompts("validation", shots=self.trained - 1, n=s.n_oracle, seed=s.seed)
+        return choose_lasso(
+            prompts.xs[:, :-1], prompts.ys[:, :-1], prompts.xs[:, -1], prompts.target
         )
-        candidates = {str(alpha): oracles.lasso(alpha) for alpha in _LASSO_ALPHAS}
-        best = oracles.choose_oracle(
-            candidates, prompts.xs[:, :-1], prompts.ys[:, :-1], prompts.xs[:, -1], prompts.target
-        )
-        return candidates[best]
+
+
+def regression_plans(
+    models: Mapping[str, tuple[Lens, FunctionTask]], settings: RegressionSettings
+) -> dict[str, RegressionPlan]:
+    """The plans of a study of several function classes, by name.
+
+    Args:
+        models: the model of each class and the class as a task that knows its T_train, by name.
+        settings: what is done.
+    """
+    return {name: RegressionPlan(lens, task, settings) for name, (lens, task) in models.items()}

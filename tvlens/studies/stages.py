@@ -1,38 +1,82 @@
-"""Stages that the studies of both modalities share: steps of a run, and what is made of them."""
+"""The stages of a study, each kept as a step of a run, so that an interrupted study resumes."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 
-import pandas as pd
-import torch
-from torch import Tensor
-
-from tvlens import figures
 from tvlens.console import progress_bar
-from tvlens.lens.heads import HeadMeans
+from tvlens.lens.heads import HeadMeans, mean_head_outputs
 from tvlens.lens.lens import Lens
 from tvlens.runs.run import Run
-from tvlens.scores.agreement import (
-    compare_head_sets,
-    layer_profile,
-    overlap_curve,
-    split_half,
-    stability,
-)
-from tvlens.scores.mediation import IndirectEffects
-from tvlens.tasks.base import PromptKind, PromptSet, PromptSource
-from tvlens.vectors.fv import choose_function_vectors
-from tvlens.vectors.ltv.fit import FitPrompts, FitSettings, fit_ltv
+from tvlens.scores.mediation import IndirectEffects, indirect_effects
+from tvlens.studies.plan import Plan, View
+from tvlens.tasks.base import PromptKind, PromptSource
+from tvlens.vectors.catalogue import WHOSE
+from tvlens.vectors.ltv.fit import fit_ltv
 from tvlens.vectors.ltv.ltv import LearnableTaskVector
-from tvlens.vectors.vector import HeadMixture, TaskVector, Vector
+from tvlens.vectors.ltv.sample import FitPrompts, read_fit_prompts
+from tvlens.vectors.ltv.settings import FitSettings
+from tvlens.vectors.materials import Whose
 
-HEAD_COLUMNS = ["task", "layer", "head", "aie", "aie_low", "aie_high", "omega", "contribution"]
-CURVE_KS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 75, 100)
-CHOSEN = {"fv_layer": "one_layer", "fv_per_layer": "per_layer"}
-"""Function vectors that are chosen, by the name of the method."""
+Trained = dict[tuple[str, Whose, int], LearnableTaskVector]
+"""Trained vectors by name of the training, whose head outputs they weigh, and seed."""
 
 
-def ltv_step(
+def head_means(plan: Plan, run: Run) -> HeadMeans:
+    """Mean head outputs over the plan's clean prompts."""
+
+    def compute() -> HeadMeans:
+        prompts = plan.clean()
+        with progress_bar(f"{plan.task.name}: head means", len(prompts)) as advance:
+            return mean_head_outputs(plan.lens, prompts, progress=advance)
+
+    means = run.kept(f"{plan.task.name}/means", HeadMeans, compute)
+    if note := plan.note(means):
+        run.note_filter(note)
+    return means
+
+
+def mediate(plan: Plan, run: Run, means: HeadMeans, view: View) -> IndirectEffects:
+    """Indirect effects of all heads on the prompts of this view."""
+
+    def compute() -> IndirectEffects:
+        prompts = plan.mediation(view, means)
+        patched = means if view.whose == "class" else None
+        with progress_bar(f"{plan.task.name}: mediation", len(prompts)) as advance:
+            return indirect_effects(plan.lens, prompts, patched, progress=advance)
+
+    return run.kept(f"{plan.task.name}/mediation-{view}", IndirectEffects, compute)
+
+
+def train(plan: Plan, run: Run, means: HeadMeans) -> Trained:
+    """Every Learnable Task Vector of the plan; those of the same prompts share one reading."""
+    settings = plan.settings
+    wanted = [whose for whose in WHOSE if any(view.whose == whose for view in plan.views)]
+    of_views = {view.prompts for view in plan.views}
+    trained: Trained = {}
+    for name, fit in plan.fits.items():
+        # Further seeds tell how stable the heads of a view are.
+        for i in range(settings.ltv_seeds if name in of_views else 1):
+            seed = settings.seed + i
+            own = replace(fit, per_prompt="prompt" in wanted)
+            read = reader(plan.lens, plan.task, own, seed)
+            for whose in wanted:
+                label = f"ltv-{whose}-{name}" if len(wanted) > 1 else "ltv"
+                chosen = replace(fit, per_prompt=whose == "prompt")
+                trained[name, whose, seed] = train_one(
+                    plan.lens, plan.task, run, means, chosen, seed, label, read
+                )
+    return trained
+
+
+def reader(
+    lens: Lens, task: PromptSource, settings: FitSettings, seed: int
+) -> Callable[[], FitPrompts]:
+    """Reads the prompts of a training when they are first asked for, and keeps them."""
+    return cache(lambda: read_fit_prompts(lens, task, settings, seed))
+
+
+def train_one(
     lens: Lens,
     task: PromptSource,
     run: Run,
@@ -56,10 +100,10 @@ def ltv_step(
     """
     checkpoint = run.folder / "checkpoints" / f"{task.name}-{name}-{seed}.safetensors"
 
-    def compute() -> dict[str, Any]:
+    def compute() -> LearnableTaskVector:
         title = f"{task.name}: {name.replace('ltv', 'LTV')}, seed {seed}"
         with progress_bar(title, settings.steps) as advance:
-            ltv = fit_ltv(
+            return fit_ltv(
                 lens,
                 task,
                 means,
@@ -69,188 +113,18 @@ def ltv_step(
                 checkpoint=checkpoint,
                 progress=advance,
             )
-        tensors = {name: tensor.detach().cpu() for name, tensor in ltv.state_dict().items()}
-        return {"ltv": tensors, "history": ltv.history}
 
-    saved = run.step(f"{task.name}/{name}-{seed}", compute)
+    ltv = run.kept(f"{task.name}/{name}-{seed}", LearnableTaskVector, compute)
     checkpoint.unlink(missing_ok=True)
-    norms = saved["ltv"]["norms"] if settings.per_prompt else None
-    ltv = LearnableTaskVector(saved["ltv"]["outputs"], norms=norms, model=lens.name, task=task.name)
-    ltv.load_state_dict(saved["ltv"])
-    ltv.granularity = settings.granularity
-    ltv.history = saved["history"]
     return ltv
 
 
-def function_vector_step(
-    lens: Lens,
-    task: str,
-    run: Run,
-    means: HeadMeans,
-    effects: IndirectEffects,
-    validation: Callable[[], Mapping[PromptKind, PromptSet]],
-    *,
-    ks: Sequence[int],
-    scales: Sequence[float],
-    per_prompt: bool = False,
-    name: str = "function-vectors",
-) -> tuple[dict[str, dict[PromptKind, Vector]], pd.DataFrame]:
-    """Function vectors chosen on validation, by method and kind of prompt, as a step of `run`.
-
-    Args:
-        lens: the model.
-        task: name of the task.
-        run: where the step is kept.
-        means: mean head outputs on clean prompts.
-        effects: indirect effects that rank the heads.
-        validation: makes the prompts to choose on.
-        ks: numbers of heads to try.
-        scales: factors to try.
-        per_prompt: make vectors of the head outputs of each prompt's own donor.
-        name: what tells the step from others of the same task.
-
-    Returns:
-        The vectors of `CHOSEN`, and every candidate's measures.
-    """
-
-    def compute() -> dict[str, Any]:
-        choice = choose_function_vectors(
-            lens,
-            means,
-            effects,
-            validation(),
-            ks=fitting_ks(ks, effects.scores.numel()),
-            scales=scales,
-            per_prompt=per_prompt,
-        )
-        tensors: dict[str, Tensor] = {}
-        notes: dict[str, Any] = {}
-        for method, attribute in CHOSEN.items():
-            for kind, vector in getattr(choice, attribute).items():
-                stored = vector.mix if isinstance(vector, HeadMixture) else vector.vectors
-                tensors[f"{method}.{kind}"] = stored
-                notes[f"{method}.{kind}"] = {"layers": vector.layers, "origin": vector.origin}
-        return {"vectors": tensors, "notes": notes, "sweep": choice.sweep.assign(task=task)}
-
-    saved = run.step(f"{task}/{name}", compute)
-    made = HeadMixture if per_prompt else TaskVector
-    vectors: dict[str, dict[PromptKind, Vector]] = {method: {} for method in CHOSEN}
-    for key, note in saved["notes"].items():
-        method, kind = key.split(".")
-        vectors[method][cast(PromptKind, kind)] = made(
-            saved["vectors"][key], tuple(note["layers"]), lens.name, note["origin"]
-        )
-    return vectors, saved["sweep"]
-
-
-def head_frame(effects: IndirectEffects, ltv: LearnableTaskVector, *, seed: int) -> pd.DataFrame:
-    """One row per head with the columns `HEAD_COLUMNS`; `seed` is that of the bootstrap."""
-    heads = effects.to_frame(seed=seed).merge(
-        ltv_frame(ltv).drop(columns="task"), on=["layer", "head"], validate="one_to_one"
-    )
-    return heads[HEAD_COLUMNS]
-
-
-def ltv_frame(ltv: LearnableTaskVector) -> pd.DataFrame:
-    """One row per head: task, layer, head, omega, contribution (signed norm of omega ā)."""
-    n_layer, n_head = ltv.omega.shape
-    index = pd.MultiIndex.from_product([range(n_layer), range(n_head)], names=["layer", "head"])
-    columns = {"omega": ltv.weights.detach(), "contribution": ltv.contributions()}
-    frame = pd.DataFrame({k: x.flatten().tolist() for k, x in columns.items()}, index=index)
-    frame = frame.reset_index()
-    frame.insert(0, "task", ltv.task)
-    return frame
-
-
-def compare(
-    task: str,
-    effects: IndirectEffects,
-    ltvs: Sequence[LearnableTaskVector],
-    *,
-    ks: Sequence[int],
-    seed: int,
-) -> pd.DataFrame:
-    """Every comparison of head sets on one task.
-
-    Columns: task, comparison, measure, k, value, low, high, chance, p_value. Comparisons: `aie and
-    ltv`; `aie halves`, the agreement of the AIE of random halves of its prompts, which is the
-    ceiling of any other; `ltv seeds`, the agreement of LTVs trained with other seeds.
-
-    Args:
-        task: name of the task.
-        effects: indirect effects of the heads.
-        ltvs: Learnable Task Vectors of several seeds; the first is compared.
-        ks: sizes of the head sets.
-        seed: seed of the halves.
-    """
-    ks = fitting_ks(ks, effects.scores.numel())
-    both = compare_head_sets(effects, ltvs[0], ks=ks, names=("aie", "ltv"))
-    frames = [both.assign(comparison="aie and ltv")]
-    halves = split_half(effects.values, ks, seed=seed)
-    frames.append(halves.assign(comparison="aie halves"))
-    if len(ltvs) > 1:
-        seeds = stability(torch.stack([made.scores for made in ltvs]), ks)
-        frames.append(seeds.assign(comparison="ltv seeds"))
-    # Columns that are empty in one of the frames would warn in concat; reindexing says so.
-    columns = ["task", "comparison", "measure", "k", "value", "low", "high", "chance", "p_value"]
-    rows = [row for frame in frames for row in frame.to_dict("records")]
-    return pd.DataFrame(rows).assign(task=task).reindex(columns=columns).astype({"k": "Int64"})
-
-
-def fitting_ks(ks: Sequence[int], n_heads: int) -> list[int]:
-    """The k of `ks` that a model of so many heads allows; all heads where none does."""
-    return [k for k in ks if k <= n_heads] or [n_heads]
-
-
-def overlap_frame(
-    task: str, effects: IndirectEffects, ltv: LearnableTaskVector, *, seed: int
-) -> pd.DataFrame:
-    """Overlap of the AIE and LTV heads at every k of `CURVE_KS`, with its split-half ceiling."""
-    ks = fitting_ks(CURVE_KS, effects.scores.numel())
-    curve = overlap_curve(effects, ltv, ks=ks)
-    halves = split_half(effects.values, ks, splits=30, seed=seed)
-    curve["ceiling"] = halves.loc[halves["measure"] == "overlap", "value"].to_numpy()
-    curve.insert(0, "task", task)
-    return curve
-
-
-def write_head_figures(
-    run: Run,
-    heads: pd.DataFrame,
-    curve: pd.DataFrame,
-    *,
-    unit: str,
-    groups: Mapping[str, Sequence[str]] | None = None,
-) -> None:
-    """Head maps of every task, layer profiles and overlap curves, as tables and figures of a run.
-
-    Args:
-        run: where they are written.
-        heads: columns `HEAD_COLUMNS`.
-        curve: the rows of `overlap_frame`.
-        unit: unit of the AIE.
-        groups: tasks that share a figure, by what is put behind the figure's name; all by default.
-    """
-    profiles = []
-    for name, rows in heads.groupby("task", sort=False):
-        maps = {
-            score: torch.tensor(
-                rows.pivot(index="layer", columns="head", values=score).to_numpy(dtype=float)
-            )
-            for score in ("aie", "contribution")
-        }
-        k = max(1, min(10, maps["aie"].numel() // 4))
-        figure = figures.head_maps(
-            maps["aie"], maps["contribution"], task=str(name), k=k, unit=unit
-        )
-        run.write_figure(f"heads-{name}", figure)
-        for score, scores in maps.items():
-            shares = layer_profile(scores).tolist()
-            profiles += [(name, layer, score, share) for layer, share in enumerate(shares)]
-    table = pd.DataFrame(profiles, columns=["task", "layer", "score", "share"])
-    run.write_table("layer_profiles", table)
-    run.write_table("overlap_curves", curve)
-    for suffix, tasks in (groups or {"": list(heads["task"].unique())}).items():
-        parts = [frame[frame["task"].isin(tasks)] for frame in (table, curve)]
-        run.write_figure(f"layer-profiles{suffix}", figures.layer_profiles(parts[0]))
-        run.write_figure(f"overlap{suffix}", figures.overlap_curve(parts[1]))
+def trained_for(
+    plan: Plan, trained: Trained, whose: Whose
+) -> dict[str, dict[PromptKind, LearnableTaskVector]]:
+    """The trained vectors of each method by kind of prompts, those of the first seed."""
+    seed = plan.settings.seed
+    return {
+        method: {kind: trained[name, whose, seed] for kind, name in kinds.items()}
+        for method, kinds in plan.uses.items()
+    }

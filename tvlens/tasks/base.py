@@ -1,8 +1,9 @@
 """What a task of any modality is: kinds of prompts, splits, and what prompts are drawn from."""
 
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 PromptKind = Literal["zero", "shuffled", "clean"]
+KINDS: tuple[PromptKind, ...] = get_args(PromptKind)
 
 
 Split = Literal["train", "validation", "test"]

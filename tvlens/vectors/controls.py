@@ -1,9 +1,12 @@
 """Controls: vectors of the right size whose weights mean nothing."""
 
+from collections.abc import Callable
+
 import torch
 
 from tvlens.tasks.streams import stream
 from tvlens.vectors.ltv.ltv import LearnableTaskVector
+from tvlens.vectors.materials import ByKind, Materials
 from tvlens.vectors.vector import Vector
 
 
@@ -26,6 +29,24 @@ def permuted_controls(ltv: LearnableTaskVector, *, n: int = 5, seed: int = 0) ->
         ltv.with_weights(w.view(ltv.omega.shape), f"permuted omega {i}")
         for i, w in enumerate(draws)
     ]
+
+
+def make_random(materials: Materials) -> ByKind:
+    """Random weights in place of those trained for each kind of prompts."""
+    return _drawn(random_controls, materials)
+
+
+def make_permuted(materials: Materials) -> ByKind:
+    """Permuted weights in place of those trained for each kind of prompts."""
+    return _drawn(permuted_controls, materials)
+
+
+def _drawn(draw: Callable[..., list[Vector]], materials: Materials) -> ByKind:
+    trained = materials.trained["ltv"]
+    return {
+        kind: draw(ltv, n=materials.control_draws, seed=materials.seed)
+        for kind, ltv in trained.items()
+    }
 
 
 def _generator(purpose: str, seed: int) -> torch.Generator:

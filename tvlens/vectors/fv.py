@@ -2,20 +2,23 @@
 ICLR 2024).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tvlens.console import progress_bar
 from tvlens.errors import ShapeError
 from tvlens.lens.heads import HeadMeans
 from tvlens.lens.lens import Lens
 from tvlens.scores.agreement import Head
 from tvlens.scores.mediation import IndirectEffects
-from tvlens.tasks.base import PromptKind, PromptSet
+from tvlens.tasks.base import KINDS, PromptKind, PromptSet
+from tvlens.vectors.materials import ByKind, Materials, fitting_ks, for_every_kind
 from tvlens.vectors.vector import HeadMixture, TaskVector, Vector, edits_of
 
 DEFAULT_KS = (3, 10, 30)
@@ -141,6 +144,7 @@ def choose_function_vectors(
     ks: Sequence[int] = DEFAULT_KS,
     scales: Sequence[float] = DEFAULT_SCALES,
     per_prompt: bool = False,
+    progress: Callable[[int], None] | None = None,
 ) -> FunctionVectorChoice:
     """The best function vectors over layer, number of heads and scale, by validation.
 
@@ -158,6 +162,7 @@ def choose_function_vectors(
         scales: factors to try.
         per_prompt: make each prompt's vector of the head outputs of its own donor, instead of one
             vector of the means for all prompts.
+        progress: called with the number of prompts finished, of all kinds together.
 
     Raises:
         ShapeError: no k fits the model.
@@ -189,7 +194,7 @@ def choose_function_vectors(
     frames = []
     best: dict[str, dict[PromptKind, Vector]] = {"one_layer": {}, "per_layer": {}}
     for kind, prompts in validation.items():
-        values = _measured(lens, prompts, vectors)
+        values = _measured(lens, prompts, vectors, progress)
         frame = pd.DataFrame([row for row, _ in candidates])
         frame["prompt"] = kind
         for column, measure in enumerate(measures):
@@ -205,13 +210,58 @@ def choose_function_vectors(
     )
 
 
+def make_chosen(site: Literal["one_layer", "per_layer"]) -> Callable[[Materials], ByKind]:
+    """How the function vectors chosen on validation at one kind of site are made.
+
+    A kind of prompts without validation prompts gets what is chosen on label-shuffled ones.
+    """
+
+    def make(materials: Materials) -> ByKind:
+        vectors, _ = materials.kept("function-vectors", lambda: _choose(materials))
+        keys = {key.split(".")[1]: key for key in vectors if key.startswith(f"{site}.")}
+        return {kind: [vectors[keys.get(kind, keys["shuffled"])]] for kind in KINDS}
+
+    return make
+
+
+def make_published(materials: Materials) -> ByKind:
+    """The function vector of the published proportions, the same for every kind of prompts."""
+    mixture = published_mixture(materials.means, materials.effects)
+    vector = mixture if materials.per_prompt else mixture.of_means(materials.means)
+    return for_every_kind(vector)
+
+
+def _choose(materials: Materials) -> tuple[dict[str, Vector], pd.DataFrame]:
+    prompts = materials.validation()
+    n_prompts = sum(len(each) for each in prompts.values())
+    with progress_bar(f"{materials.task.name}: choice of function vectors", n_prompts) as advance:
+        choice = choose_function_vectors(
+            materials.lens,
+            materials.means,
+            materials.effects,
+            prompts,
+            ks=fitting_ks(materials.ks, materials.effects.scores.numel()),
+            scales=materials.scales,
+            per_prompt=materials.per_prompt,
+            progress=advance,
+        )
+    sites = {"one_layer": choice.one_layer, "per_layer": choice.per_layer}
+    flat = {f"{s}.{kind}": vector for s, found in sites.items() for kind, vector in found.items()}
+    return flat, choice.sweep
+
+
 def _measured(
-    lens: Lens, prompts: PromptSet, vectors: Sequence[Vector]
+    lens: Lens,
+    prompts: PromptSet,
+    vectors: Sequence[Vector],
+    progress: Callable[[int], None] | None,
 ) -> Float[Tensor, "vector measure"]:
     """Mean over prompts of every measure under every vector."""
     found = torch.empty(len(vectors), len(lens.readout.measures), dtype=torch.float64)
+    # All vectors are of one kind, so there is one edit.
     for edit, index in edits_of(vectors, lens, prompts):
-        found[index] = lens.outputs(prompts, edit, lens.readout.measure).double().mean(0).cpu()
+        measures = lens.outputs(prompts, edit, lens.readout.measure, advance=progress)
+        found[index] = measures.double().mean(0).cpu()
     return found
 
 

@@ -1,27 +1,73 @@
-"""Task vectors: what is added to the residual stream at the query position, layer by layer.
+"""Vectors: what is added to the residual stream at the query position, layer by layer.
 
 A `TaskVector` is the same for every prompt of a task. A `HeadMixture` is a recipe that makes one
 for each prompt from the head outputs of the prompt's donor.
 """
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tvlens.errors import NumericalError, ShapeError
 from tvlens.lens.edits import AddHeads, AddToResidual, Edit
 from tvlens.lens.heads import HeadMeans, donor_outputs
 from tvlens.lens.lens import Lens
-from tvlens.runs.storage import load_tensors, save_tensors
+from tvlens.runs.storage import Kept
 from tvlens.tasks.base import PromptSet
 
 
+class Vector(Kept):
+    """What a method adds: the same for every prompt, or made for each of them.
+
+    Attributes:
+        held: the tensor that tells a file of this kind from others.
+        model: name of the model it was made on.
+    """
+
+    held: ClassVar[str]
+    model: str
+    _kinds: ClassVar[dict[str, "type[Vector]"]] = {}
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        Vector._kinds[cls.held] = cls
+
+    @property
+    def plain(self) -> "Vector":
+        """The value that acts, for vectors that are more than one, such as a trained module."""
+        return self
+
+    @classmethod
+    @abstractmethod
+    def stack(cls, vectors: Sequence[Any], lens: Lens, prompts: PromptSet) -> Edit:
+        """The edit whose variants are the given vectors on these prompts, in order.
+
+        Raises:
+            ShapeError: a vector does not fit the model.
+            TaskError: the vectors are made of prompts' donors, and these prompts have none.
+        """
+
+    def edit(self, lens: Lens, prompts: PromptSet) -> Edit:
+        """The edit that makes this vector act on these prompts, as `stack`."""
+        plain = self.plain
+        return plain.stack([plain], lens, prompts)
+
+    @classmethod
+    def of_state(cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> "Vector":
+        """The vector, of whatever kind, that has this state."""
+        for held, kind in cls._kinds.items():
+            if held in tensors:
+                return kind.of_state(tensors, facts)
+        raise KeyError(" or ".join(cls._kinds))
+
+
 @dataclass(frozen=True)
-class TaskVector:
+class TaskVector(Vector):
     """One vector per layer, added to the block's output at the query position.
 
     Attributes:
@@ -31,12 +77,18 @@ class TaskVector:
         origin: how it was made, in words.
     """
 
+    held: ClassVar[str] = "vectors"
     vectors: Float[Tensor, "layer d_model"]
     layers: tuple[int, ...]
     model: str
     origin: str
 
     def __post_init__(self) -> None:
+        if self.vectors.ndim != 2:
+            raise ShapeError(
+                f"task vector ({self.origin}) has shape {tuple(self.vectors.shape)}; expected "
+                "(layer, d_model): one row for each layer, of which `layers` says which are added"
+            )
         outside = [n for n in self.layers if not 0 <= n < self.vectors.shape[0]]
         if outside:
             raise ShapeError(
@@ -59,6 +111,16 @@ class TaskVector:
 
     __rmul__ = __mul__
 
+    def __truediv__(self, scale: float) -> "TaskVector":
+        return self * (1 / scale)
+
+    def __neg__(self) -> "TaskVector":
+        return self * -1
+
+    def __radd__(self, other: int) -> "TaskVector":
+        # sum() begins with 0.
+        return self if other == 0 else NotImplemented
+
     def __add__(self, other: "TaskVector") -> "TaskVector":
         return self._combine(other, 1.0, "+")
 
@@ -80,21 +142,31 @@ class TaskVector:
         active[list(self.layers)] = 1
         return self.vectors * active
 
-    def save(self, path: Path | str) -> None:
-        """Write the vector and its metadata as safetensors."""
-        metadata = {"layers": self.layers, "model": self.model, "origin": self.origin}
-        save_tensors(path, {"vectors": self.vectors}, metadata)
+    @classmethod
+    def stack(cls, vectors: Sequence[Any], lens: Lens, prompts: PromptSet) -> AddToResidual:
+        """The edit whose variants are the given vectors; the prompts make no difference."""
+        for vector in vectors:
+            require_fit(vector, lens.n_layer, lens.d_model, lens.name)
+        stacked = torch.stack([vector.vectors for vector in vectors])[None]
+        device, dtype = lens.backend.device, lens.backend.dtype
+        return AddToResidual(
+            stacked.to(device, dtype),
+            _active([vector.layers for vector in vectors], lens).to(device),
+        )
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The vectors; layers, model and origin."""
+        facts = {"layers": self.layers, "model": self.model, "origin": self.origin}
+        return {"vectors": self.vectors}, facts
 
     @classmethod
-    def load(cls, path: Path | str) -> "TaskVector":
-        """The vector written by `save`."""
-        tensors, metadata = load_tensors(path)
-        layers = tuple(metadata["layers"])
-        return cls(tensors["vectors"], layers, metadata["model"], metadata["origin"])
+    def of_state(cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> "TaskVector":
+        """The vector that has this state."""
+        return cls(tensors["vectors"], tuple(facts["layers"]), facts["model"], facts["origin"])
 
 
 @dataclass(frozen=True)
-class HeadMixture:
+class HeadMixture(Vector):
     """A task vector for each prompt: weighted sums of the head outputs of its own donor.
 
     v[t] = Σ_{l,j} mix[t, l, j] a[l, j] is added to the output of block t.
@@ -106,6 +178,7 @@ class HeadMixture:
         origin: how it was made, in words.
     """
 
+    held: ClassVar[str] = "mix"
     mix: Float[Tensor, "to_layer layer head"]
     layers: tuple[int, ...]
     model: str
@@ -148,21 +221,25 @@ class HeadMixture:
         vectors = torch.einsum("tlh,lhd->td", self.mix.to(outputs), outputs)
         return TaskVector(vectors.cpu(), self.layers, self.model, self.origin)
 
-    def save(self, path: Path | str) -> None:
-        """Write the weights and their metadata as safetensors."""
-        metadata = {"layers": self.layers, "model": self.model, "origin": self.origin}
-        save_tensors(path, {"mix": self.mix}, metadata)
+    @classmethod
+    def stack(cls, vectors: Sequence[Any], lens: Lens, prompts: PromptSet) -> AddHeads:
+        """The edit whose variants are the given mixtures of each prompt's own head outputs."""
+        for mixture in vectors:
+            _require_same(mixture, (lens.n_layer, lens.n_head), lens.name)
+        outputs = donor_outputs(lens, prompts).outputs
+        mix = torch.stack([mixture.mix for mixture in vectors])
+        active = _active([mixture.layers for mixture in vectors], lens)
+        return AddHeads(outputs, mix.to(outputs), active.to(outputs.device))
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The weights; layers, model and origin."""
+        facts = {"layers": self.layers, "model": self.model, "origin": self.origin}
+        return {"mix": self.mix}, facts
 
     @classmethod
-    def load(cls, path: Path | str) -> "HeadMixture":
-        """The mixture written by `save`."""
-        tensors, metadata = load_tensors(path)
-        layers = tuple(metadata["layers"])
-        return cls(tensors["mix"], layers, metadata["model"], metadata["origin"])
-
-
-Vector = TaskVector | HeadMixture
-"""What a method adds: the same for every prompt, or made for each from its donor."""
+    def of_state(cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> "HeadMixture":
+        """The mixture that has this state."""
+        return cls(tensors["mix"], tuple(facts["layers"]), facts["model"], facts["origin"])
 
 
 def _require_same(mixture: HeadMixture, sizes: tuple[int, ...], model: str) -> None:
@@ -187,39 +264,6 @@ def require_fit(vector: TaskVector, n_layer: int, d_model: int, model: str) -> N
         )
 
 
-def stack_vectors(vectors: Sequence[TaskVector], lens: Lens) -> AddToResidual:
-    """The edit whose variants are the given vectors, in order.
-
-    Raises:
-        ShapeError: a vector does not fit the model.
-    """
-    for vector in vectors:
-        require_fit(vector, lens.n_layer, lens.d_model, lens.name)
-    active = torch.zeros(len(vectors), lens.n_layer, dtype=torch.bool)
-    for i, vector in enumerate(vectors):
-        active[i, list(vector.layers)] = True
-    device, dtype = lens.backend.device, lens.backend.dtype
-    stacked = torch.stack([vector.vectors for vector in vectors])[None]
-    return AddToResidual(stacked.to(device, dtype), active.to(device))
-
-
-def stack_mixtures(
-    mixtures: Sequence[HeadMixture], outputs: Float[Tensor, "batch layer head d_model"], lens: Lens
-) -> AddHeads:
-    """The edit whose variants are the given mixtures of each prompt's own head outputs, in order.
-
-    Raises:
-        ShapeError: a mixture does not fit the model.
-    """
-    for mixture in mixtures:
-        _require_same(mixture, (lens.n_layer, lens.n_head), lens.name)
-    active = torch.zeros(len(mixtures), lens.n_layer, dtype=torch.bool)
-    for i, mixture in enumerate(mixtures):
-        active[i, list(mixture.layers)] = True
-    mix = torch.stack([mixture.mix for mixture in mixtures])
-    return AddHeads(outputs, mix.to(outputs), active.to(outputs.device))
-
-
 def edits_of(
     vectors: Sequence[Vector], lens: Lens, prompts: PromptSet
 ) -> list[tuple[Edit, list[int]]]:
@@ -231,19 +275,25 @@ def edits_of(
         prompts: what it is asked; mixtures read the donors of these.
 
     Returns:
-        One edit for the vectors that all prompts share and one for the mixtures, as far as there
-        are any, each with the places in the list that its variants have.
+        One edit for each kind of vector that is there, with the places in the list that its
+        variants have.
 
     Raises:
         ShapeError: a vector does not fit the model.
         TaskError: there is a mixture, and the prompts have no donors.
     """
-    plain = {i: vector for i, vector in enumerate(vectors) if isinstance(vector, TaskVector)}
-    mixed = {i: vector for i, vector in enumerate(vectors) if isinstance(vector, HeadMixture)}
-    edits: list[tuple[Edit, list[int]]] = []
-    if plain:
-        edits.append((stack_vectors(list(plain.values()), lens), list(plain)))
-    if mixed:
-        outputs = donor_outputs(lens, prompts).outputs
-        edits.append((stack_mixtures(list(mixed.values()), outputs, lens), list(mixed)))
-    return edits
+    kinds: dict[type[Vector], dict[int, Vector]] = {}
+    for i, vector in enumerate(vectors):
+        plain = vector.plain
+        kinds.setdefault(type(plain), {})[i] = plain
+    return [
+        (kind.stack(list(found.values()), lens, prompts), list(found))
+        for kind, found in kinds.items()
+    ]
+
+
+def _active(layers: Sequence[Sequence[int]], lens: Lens) -> Bool[Tensor, "variant layer"]:
+    active = torch.zeros(len(layers), lens.n_layer, dtype=torch.bool)
+    for row, chosen in zip(active, layers, strict=True):
+        row[list(chosen)] = True
+    return active

@@ -5,7 +5,8 @@ An `Oracle` sees what the model sees of each prompt: the examples before the que
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -105,6 +106,17 @@ def choose_oracle(
     return min(errors, key=errors.__getitem__)
 
 
+def choose_lasso(
+    xs: Float[Tensor, "batch example n_dims"],
+    ys: Float[Tensor, "batch example"],
+    query: Float[Tensor, "batch n_dims"],
+    target: Float[Tensor, " batch"],
+) -> Oracle:
+    """Lasso with the penalty, of `LASSO_ALPHAS`, that is best on these prompts of validation."""
+    candidates = {str(alpha): lasso(alpha) for alpha in LASSO_ALPHAS}
+    return candidates[choose_oracle(candidates, xs, ys, query, target)]
+
+
 def _fitted(make: Callable[[int], Any]) -> Oracle:
     """The oracle that fits an estimator, made for so many examples, to every prompt."""
 
@@ -124,3 +136,35 @@ def _fitted(make: Callable[[int], Any]) -> Oracle:
         return torch.tensor(found, dtype=query.dtype, device=query.device)
 
     return predict
+
+
+LASSO_ALPHAS = (0.001, 0.01, 0.1, 1.0)
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """An oracle by name.
+
+    Attributes:
+        label: its words in legends.
+        make: makes it.
+        cost: "closed" where all prompts are computed at once, "fast" where one estimator is fitted
+            to each, "slow" where that takes long.
+    """
+
+    label: str
+    make: Callable[[], Oracle]
+    cost: Literal["closed", "fast", "slow"] = "fast"
+
+
+ORACLES: dict[str, Estimator] = {
+    "least_squares": Estimator("least squares", least_squares),
+    "ridge": Estimator("ridge", lambda: ridge(1.0)),
+    "lasso": Estimator("lasso", lambda: lasso(LASSO_ALPHAS[1])),
+    "nearest_neighbours": Estimator("3-NN", nearest_neighbours),
+    "averaging": Estimator("averaging", averaging, "closed"),
+    "tree": Estimator("tree", decision_tree),
+    "boosting": Estimator("boosted trees", boosting, "slow"),
+    "network": Estimator("MLP", network, "slow"),
+}
+"""Every estimator that regression models are held against, in the order of tables and legends."""

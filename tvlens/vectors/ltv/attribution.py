@@ -12,37 +12,37 @@ from tvlens.tasks.base import PromptSet
 from tvlens.vectors.ltv.ltv import LearnableTaskVector
 from tvlens.vectors.ltv.sample import Sample, read_samples
 
-POINTS = 8
+STEPS = 8
 """Midpoints of the path of integrated gradients."""
 
 
 def attribute(
-    lens: Lens, ltv: LearnableTaskVector, prompts: Sequence[PromptSet], *, points: int = POINTS
+    lens: Lens, ltv: LearnableTaskVector, prompts: Sequence[PromptSet], *, steps: int = STEPS
 ) -> Float[Tensor, "layer head"]:
     """What each head's term adds to the log-probability of the answer, averaged over prompts.
 
     Integrated gradients along alpha * omega from alpha 0 to 1, by the midpoint rule
     (Sundararajan, Taly and Yan, ICML 2017): the attributions sum to the whole gain of the vector.
-    They are also stored in `ltv.effect` and give contributions their sign.
+    They are also stored in `ltv.attribution` and give contributions their sign.
 
     Args:
         lens: the model.
         ltv: a trained vector.
         prompts: prompts that do not carry the task, of the validation split.
-        points: midpoints of the path.
+        steps: midpoints of the path.
     """
-    rows = max(1, lens.max_rows // points)
+    rows = max(1, lens.max_rows // steps)
     with lens.frozen():
         return attribute_samples(
-            lens, ltv, read_samples(lens, prompts, ltv.per_prompt, rows), points
+            lens, ltv, read_samples(lens, prompts, ltv.per_prompt, rows), steps
         )
 
 
 def attribute_samples(
-    lens: Lens, ltv: LearnableTaskVector, samples: Iterable[Sample], points: int
+    lens: Lens, ltv: LearnableTaskVector, samples: Iterable[Sample], steps: int
 ) -> Float[Tensor, "layer head"]:
     """As `attribute`, over prompts that were read; the model must be frozen."""
-    alphas = ((torch.arange(points) + 0.5) / points).to(ltv.omega.device)
+    alphas = ((torch.arange(steps) + 0.5) / steps).to(ltv.omega.device)
     weights = ltv.weights.detach()
     total, count = torch.zeros_like(weights), 0
     for sample in samples:
@@ -51,11 +51,11 @@ def attribute_samples(
         vectors = torch.einsum("vlh,blhd->bvld", along, outputs)
         reading = sample.reading
         loss = lens.readout.loss(lens.engine.run(reading, add_vectors(vectors)), reading.batch)
-        (gradient,) = torch.autograd.grad(-loss.sum() / points, along)
+        (gradient,) = torch.autograd.grad(-loss.sum() / steps, along)
         total += weights * gradient.sum(dim=0)
         count += len(reading)
-    ltv.effect.copy_(total / count)
-    return ltv.effect
+    ltv.attribution.copy_(total / count)
+    return ltv.attribution
 
 
 def add_vectors(vectors: Float[Tensor, "some_batch variant layer d_model"]) -> AddToResidual:

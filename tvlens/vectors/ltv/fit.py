@@ -5,7 +5,7 @@ position.
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -17,65 +17,12 @@ from tvlens.errors import NumericalError, RunError, TaskError
 from tvlens.lens.heads import HeadMeans
 from tvlens.lens.lens import Lens
 from tvlens.runs.storage import load_tensors, save_tensors
-from tvlens.tasks.base import PromptKind, PromptSet, PromptSource
-from tvlens.vectors.ltv.attribution import POINTS, add_vectors, attribute_samples
-from tvlens.vectors.ltv.ltv import Granularity, LearnableTaskVector, Start
-from tvlens.vectors.ltv.sample import Sample
-
-
-@dataclass(frozen=True)
-class FitSettings:
-    """How a Learnable Task Vector is trained.
-
-    Attributes:
-        start: weights before training.
-        learning_rate: step size of Adam. A weight travels at most about steps x learning_rate.
-        steps: largest number of steps.
-        batch_size: prompts per step. Batches are drawn once and visited in a new order each round.
-        kinds: kinds of training prompts, mixed in equal parts.
-        shots: examples in prompts that have any; several numbers train at several lengths.
-        n_prompts: training prompts of each kind and length; they are read once and used again.
-        n_validation: validation prompts of each kind and length; by default as many as the task
-            gives.
-        evaluate_every: steps between validations.
-        patience: validations without improvement after which training stops; None never stops.
-        l1: weight of the penalty Σ|omega|, applied as soft thresholding, so weights reach zero:
-            those of heads that lower the loss by less than `l1` per unit of weight.
-        top_k: from half of the steps on, keep only the k heads of largest ‖omega ā‖.
-        granularity: "head", or "block" for the released text code of the paper.
-        per_prompt: weight the head outputs of each prompt's own donor instead of their means over
-            the task, as the paper does for regression, where every prompt has its own function.
-    """
-
-    start: Start = "zero"
-    learning_rate: float = 0.1
-    steps: int = 60
-    batch_size: int = 32
-    kinds: tuple[PromptKind, ...] = ("zero", "shuffled")
-    shots: int | tuple[int, ...] = 3
-    n_prompts: int = 160
-    n_validation: int | None = None
-    evaluate_every: int = 10
-    patience: int | None = 3
-    l1: float = 0.0
-    top_k: int | None = None
-    granularity: Granularity = "head"
-    per_prompt: bool = False
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """Every number of shots that is trained on."""
-        return (self.shots,) if isinstance(self.shots, int) else self.shots
-
-    @classmethod
-    def paper(cls, **changes: object) -> "FitSettings":
-        """The settings of the released code: omega ~ N(0, 1), Adam at 5e-5, 2,000 steps, no stop.
-
-        A weight can travel 0.1 at most, so the result is mostly its random start.
-        """
-        paper = cls(start="normal", learning_rate=5e-5, steps=2000, patience=None, batch_size=8)
-        return replace(paper, **{"evaluate_every": 50, **changes})  # type: ignore[arg-type]
-
+from tvlens.tasks.base import PromptSource
+from tvlens.vectors.ltv.attribution import STEPS, add_vectors, attribute_samples
+from tvlens.vectors.ltv.ltv import LearnableTaskVector
+from tvlens.vectors.ltv.sample import FitPrompts, Sample, read_fit_prompts
+from tvlens.vectors.ltv.settings import FitSettings
+from tvlens.vectors.materials import ByKind, Materials
 
 DEFAULT_SETTINGS = FitSettings()
 
@@ -88,11 +35,11 @@ def fit_ltv(
     settings: FitSettings = DEFAULT_SETTINGS,
     start: Float[Tensor, "layer head"] | None = None,
     seed: int = 0,
-    read: "FitPrompts | None" = None,
+    read: FitPrompts | None = None,
     checkpoint: Path | str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> LearnableTaskVector:
-    """A trained Learnable Task Vector, with its `history` and the effect of every head.
+    """A trained Learnable Task Vector, with its `history` and the attribution of every head.
 
     Training prompts ask queries of the train split and do not carry the task (zero-shot and
     label-shuffled). The weights returned are those of lowest validation loss, on prompts of the
@@ -170,88 +117,14 @@ def fit_ltv(
         ltv.omega.data.copy_(trainer.best)
         ltv.mask.copy_(trainer.best_mask)
         ltv.history = pd.DataFrame(trainer.rows)
-        rows = max(1, lens.max_rows // POINTS)
-        attribute_samples(lens, ltv, validation.pieces(rows), POINTS)
+        rows = max(1, lens.max_rows // STEPS)
+        attribute_samples(lens, ltv, validation.pieces(rows), STEPS)
     return ltv
 
 
-@dataclass(frozen=True)
-class FitPrompts:
-    """Prompts that Learnable Task Vectors are trained and selected on, read once.
-
-    Attributes:
-        training: prompts of every kind and length in turn.
-        validation: prompts of the validation split.
-        drawn: what they were drawn by.
-    """
-
-    training: Sample
-    validation: Sample
-    drawn: tuple[object, ...]
-
-    def require_fit(self, task: PromptSource, settings: FitSettings, seed: int) -> None:
-        """Refuse prompts that a training with these settings would not have drawn.
-
-        Raises:
-            TaskError: they are of another task, seed, kind, length or number, or lack donors.
-        """
-        expected = _drawn(task, settings, seed)
-        if self.drawn != expected or (settings.per_prompt and self.training.outputs is None):
-            donors = "with" if self.training.outputs is not None else "without"
-            raise TaskError(
-                f"fit_ltv got prompts read {donors} donors for {self.drawn}; expected those of "
-                f"{expected}{', with donors' if settings.per_prompt else ''}: read them with "
-                "read_fit_prompts and the same settings and seed"
-            )
-
-
-def _drawn(task: PromptSource, settings: FitSettings, seed: int) -> tuple[object, ...]:
-    s = settings
-    return task.digest, s.kinds, s.lengths, s.n_prompts, s.n_validation, seed
-
-
-def read_fit_prompts(
-    lens: Lens, task: PromptSource, settings: FitSettings, seed: int
-) -> FitPrompts:
-    """The prompts that `fit_ltv` trains and selects on.
-
-    Args:
-        lens: the model.
-        task: where prompts are drawn from.
-        settings: how vectors are trained.
-        seed: seed of the training.
-
-    Raises:
-        TaskError: `settings.per_prompt` is asked of a task whose prompts have no donors.
-    """
-    training, validation = (
-        Sample.read(lens, prompts, settings.per_prompt)
-        for prompts in (
-            training_prompts(task, settings, seed),
-            validation_prompts(task, settings, seed),
-        )
-    )
-    n_sets = len(settings.kinds) * len(settings.lengths)
-    return FitPrompts(training.in_turn(n_sets), validation, _drawn(task, settings, seed))
-
-
-def training_prompts(task: PromptSource, settings: FitSettings, seed: int) -> list[PromptSet]:
-    """The prompts that `fit_ltv` trains on, one set per length and kind."""
-    return [
-        task.prompts("train", shots=shots, n=settings.n_prompts, seed=seed, kind=kind)
-        for shots in settings.lengths
-        for kind in settings.kinds
-    ]
-
-
-def validation_prompts(task: PromptSource, settings: FitSettings, seed: int) -> list[PromptSet]:
-    """The prompts that `fit_ltv` selects on: every validation pair once per length and kind."""
-    n = settings.n_validation
-    return [
-        task.prompts("validation", shots=shots, n=n, seed=seed, kind=kind)
-        for shots in settings.lengths
-        for kind in settings.kinds
-    ]
+def make(name: str) -> Callable[[Materials], ByKind]:
+    """How the vectors that a study trained under this name are made."""
+    return lambda materials: {kind: [ltv] for kind, ltv in materials.trained.get(name, {}).items()}
 
 
 def _digest(tensor: Tensor) -> str:

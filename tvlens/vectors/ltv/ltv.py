@@ -1,7 +1,7 @@
 """The Learnable Task Vector: one weight per head (Saglam et al., ACL Findings 2025)."""
 
-from pathlib import Path
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -9,16 +9,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tvlens.errors import NumericalError, ShapeError, UnknownNameError
-from tvlens.lens.heads import HeadMeans
-from tvlens.runs.storage import load_tensors, save_tensors
+from tvlens.lens.edits import Edit
+from tvlens.lens.lens import Lens
 from tvlens.scores.agreement import top_heads
+from tvlens.scores.score import Scores
+from tvlens.tasks.base import PromptSet
+from tvlens.vectors.ltv.settings import Granularity, Start
 from tvlens.vectors.vector import HeadMixture, TaskVector, Vector
 
-Granularity = Literal["head", "block"]
-Start = Literal["zero", "normal"]
 
-
-class LearnableTaskVector(nn.Module):
+class LearnableTaskVector(nn.Module, Vector):
     """One weight per head: v[l] = Σ_j omega[l,j] ā[l,j] is added to the output of block l.
 
     Attributes:
@@ -28,7 +28,7 @@ class LearnableTaskVector(nn.Module):
         norms: size of each head's output, `[layer head]`: that of its mean, or with `per_prompt`
             the mean of the sizes on single prompts.
         mask: True at the heads that take part.
-        effect: what each head adds to the log-probability of the answer (`attribute`), NaN
+        attribution: what each head adds to the score of the answer (`attribute`), NaN
             until it is known.
         history: one row per evaluation of the training: step, train_loss, validation_loss,
             travel, norm.
@@ -38,12 +38,13 @@ class LearnableTaskVector(nn.Module):
         task: name of the task.
     """
 
+    held = "omega"
     omega: nn.Parameter
     start: Tensor
     outputs: Tensor
     norms: Tensor
     mask: Tensor
-    effect: Tensor
+    attribution: Tensor
 
     def __init__(
         self,
@@ -94,16 +95,11 @@ class LearnableTaskVector(nn.Module):
         sizes = self.outputs.norm(dim=-1) if norms is None else norms.detach().float().clone()
         self.register_buffer("norms", sizes)
         self.register_buffer("mask", torch.ones(n_layer, n_head, dtype=torch.bool))
-        self.register_buffer("effect", torch.full((n_layer, n_head), torch.nan))
+        self.register_buffer("attribution", torch.full((n_layer, n_head), torch.nan))
         self.granularity = granularity
         self.per_prompt = norms is not None
         self.model, self.task = model, task
         self.history = pd.DataFrame()
-
-    @classmethod
-    def of_means(cls, means: HeadMeans, **options: object) -> "LearnableTaskVector":
-        """An untrained vector over the mean outputs of `means`."""
-        return cls(means.outputs, model=means.model, **options)  # type: ignore[arg-type]
 
     def forward(
         self, outputs: Float[Tensor, "*batch layer head d_model"] | None = None
@@ -125,20 +121,20 @@ class LearnableTaskVector(nn.Module):
         """‖omega ā‖ of every head, negative where the head lowers the answer's probability.
 
         Args:
-            signed: give it the sign of `effect`.
+            signed: give it the sign of `attribution`.
 
         Raises:
-            NumericalError: the effects are not known; run `attribute` first or ask for unsigned.
+            NumericalError: the attributions are not known; run `attribute`, or ask for unsigned.
         """
         norm = self.weights.detach().abs() * self.norms
         if not signed:
             return norm
-        if torch.isnan(self.effect).any():
+        if torch.isnan(self.attribution).any():
             raise NumericalError(
-                "the heads' effects are not known, so contributions have no sign; call "
+                "the heads' attributions are not known, so contributions have no sign; call "
                 "tvlens.attribute(lens, ltv, prompts) first, or contributions(signed=False)"
             )
-        return norm * self.effect.sign()
+        return norm * self.attribution.sign()
 
     @property
     def scores(self) -> Float[Tensor, "layer head"]:
@@ -177,30 +173,54 @@ class LearnableTaskVector(nn.Module):
         vectors = torch.einsum("lh,lhd->ld", weights.to(self.outputs), self.outputs)
         return TaskVector(vectors.cpu(), tuple(range(len(vectors))), self.model, origin)
 
-    def save(self, path: Path | str) -> None:
-        """Write weights, start, outputs, effects and names as safetensors."""
-        tensors = {"omega": self.omega, "start": self.start, "outputs": self.outputs}
-        tensors |= {"mask": self.mask, "effect": self.effect}
-        tensors |= {"norms": self.norms} if self.per_prompt else {}
-        names = {"model": self.model, "task": self.task, "granularity": self.granularity}
-        save_tensors(path, tensors, names | {"history": self.history.to_dict("list")})
+    @property
+    def plain(self) -> Vector:
+        """The vector that acts: `task_vector`."""
+        return self.task_vector
 
     @classmethod
-    def load(cls, path: Path | str) -> "LearnableTaskVector":
-        """The vector written by `save`."""
-        tensors, names = load_tensors(path)
+    def stack(cls, vectors: Sequence[Any], lens: Lens, prompts: PromptSet) -> Edit:
+        """As the task vectors that they are: of means all, or of each prompt's heads all."""
+        plain = [vector.task_vector for vector in vectors]
+        return type(plain[0]).stack(plain, lens, prompts)
+
+    def head_scores(self, name: Literal["omega", "contribution"] = "contribution") -> Scores:
+        """A score of every head: its weight, or the signed norm of what it adds.
+
+        Raises:
+            NumericalError: contributions are asked for, and the attributions are not known.
+        """
+        found = self.weights.detach() if name == "omega" else self.contributions()
+        unit = "weight" if name == "omega" else "signed norm"
+        return Scores(found.cpu(), name, unit, self.task, self.model)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Weights, start, head outputs, mask and attributions; names and history."""
+        tensors = {"omega": self.omega.detach(), "start": self.start, "outputs": self.outputs}
+        tensors |= {"mask": self.mask, "attribution": self.attribution}
+        tensors |= {"norms": self.norms} if self.per_prompt else {}
+        # JSON has no NaN.
+        history = self.history.astype(object).where(self.history.notna(), None)
+        names = {"model": self.model, "task": self.task, "granularity": self.granularity}
+        return tensors, names | {"history": history.to_dict("list")}
+
+    @classmethod
+    def of_state(
+        cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
+    ) -> "LearnableTaskVector":
+        """The vector that has this state."""
         made = cls(
             tensors["outputs"],
             start=tensors["start"],
             norms=tensors.get("norms"),
-            model=names["model"],
-            task=names["task"],
+            model=facts["model"],
+            task=facts["task"],
         )
-        made.granularity = names["granularity"]
+        made.granularity = facts["granularity"]
         made.omega.data.copy_(tensors["omega"])
         made.mask.copy_(tensors["mask"])
-        made.effect.copy_(tensors["effect"])
-        made.history = pd.DataFrame(names["history"])
+        made.attribution.copy_(tensors["attribution"])
+        made.history = pd.DataFrame(facts["history"])
         return made
 
 

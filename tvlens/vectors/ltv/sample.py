@@ -11,7 +11,8 @@ from tvlens.errors import TaskError
 from tvlens.lens.engine import Reading
 from tvlens.lens.heads import donor_outputs
 from tvlens.lens.lens import Lens
-from tvlens.tasks.base import PromptSet
+from tvlens.tasks.base import PromptSet, PromptSource
+from tvlens.vectors.ltv.settings import FitSettings
 
 
 @dataclass(frozen=True)
@@ -78,3 +79,82 @@ def read_samples(
             span = slice(done, done + len(reading))
             yield Sample(reading, None if own is None else own[span])
             done = span.stop
+
+
+@dataclass(frozen=True)
+class FitPrompts:
+    """Prompts that Learnable Task Vectors are trained and selected on, read once.
+
+    Attributes:
+        training: prompts of every kind and length in turn.
+        validation: prompts of the validation split.
+        drawn: what they were drawn by.
+    """
+
+    training: Sample
+    validation: Sample
+    drawn: tuple[object, ...]
+
+    def require_fit(self, task: PromptSource, settings: FitSettings, seed: int) -> None:
+        """Refuse prompts that a training with these settings would not have drawn.
+
+        Raises:
+            TaskError: they are of another task, seed, kind, length or number, or lack donors.
+        """
+        expected = _drawn(task, settings, seed)
+        if self.drawn != expected or (settings.per_prompt and self.training.outputs is None):
+            donors = "with" if self.training.outputs is not None else "without"
+            raise TaskError(
+                f"fit_ltv got prompts read {donors} donors for {self.drawn}; expected those of "
+                f"{expected}{', with donors' if settings.per_prompt else ''}: read them with "
+                "read_fit_prompts and the same settings and seed"
+            )
+
+
+def _drawn(task: PromptSource, settings: FitSettings, seed: int) -> tuple[object, ...]:
+    s = settings
+    return task.digest, s.kinds, s.lengths, s.n_prompts, s.n_validation, seed
+
+
+def read_fit_prompts(
+    lens: Lens, task: PromptSource, settings: FitSettings, seed: int
+) -> FitPrompts:
+    """The prompts that `fit_ltv` trains and selects on.
+
+    Args:
+        lens: the model.
+        task: where prompts are drawn from.
+        settings: how vectors are trained.
+        seed: seed of the training.
+
+    Raises:
+        TaskError: `settings.per_prompt` is asked of a task whose prompts have no donors.
+    """
+    training, validation = (
+        Sample.read(lens, prompts, settings.per_prompt)
+        for prompts in (
+            training_prompts(task, settings, seed),
+            validation_prompts(task, settings, seed),
+        )
+    )
+    n_sets = len(settings.kinds) * len(settings.lengths)
+    return FitPrompts(training.in_turn(n_sets), validation, _drawn(task, settings, seed))
+
+
+def training_prompts(task: PromptSource, settings: FitSettings, seed: int) -> list[PromptSet]:
+    """The prompts that `fit_ltv` trains on, one set per length and kind."""
+    return [
+        task.prompts("train", shots=shots, n=settings.n_prompts, seed=seed, kind=kind)
+        for shots in settings.lengths
+        for kind in settings.kinds
+    ]
+
+
+def validation_prompts(task: PromptSource, settings: FitSettings, seed: int) -> list[PromptSet]:
+    """The prompts that `fit_ltv` selects on: every validation pair once per length and kind."""
+    n = settings.n_validation
+    return [
+        task.prompts("validation", shots=shots, n=n, seed=seed, kind=kind)
+        for shots in settings.lengths
+        for kind in settings.kinds
+    ]

@@ -1,0 +1,209 @@
+"""A number for every head: per prompt where it has one, with a name, a unit and an interval.
+
+Tables hold one row per head, with the columns task, layer, head and the score's own. Heads are
+matched by layer and head, never by their place in a table.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, TypeVar
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tvlens.errors import ShapeError, UnknownNameError
+from tvlens.runs.storage import Kept
+from tvlens.scores.agreement import Head, top_heads
+from tvlens.stats import bootstrap_mean_axis
+
+HEAD_KEYS = ["task", "layer", "head"]
+
+# Axes with an underscore are compared below, in words.
+HeadMap = Float[Tensor, "_layer _head"]
+
+
+S = TypeVar("S", bound="Scores")
+
+
+@dataclass(frozen=True, eq=False)
+class Scores(Kept):
+    """A signed score of every head; any two of one model can be compared.
+
+    Attributes:
+        scores: the score of every head.
+        name: what its column is called in tables.
+        unit: what it is measured in.
+        task: name of the task.
+        model: name of the model.
+        values: the scores on single prompts that `scores` is the mean of, where there are any.
+        baseline: what effects on each prompt are differences from, where scores are effects.
+    """
+
+    scores: HeadMap
+    name: str
+    unit: str
+    task: str = ""
+    model: str = ""
+    values: Float[Tensor, "prompt _layer _head"] | None = None
+    baseline: Float[Tensor, " prompt"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.values is not None and self.values.shape[1:] != self.scores.shape:
+            raise ShapeError(
+                f"scores {self.name!r} are of {tuple(self.scores.shape)} (layer, head), their "
+                f"values on single prompts of {tuple(self.values.shape[1:])}; both must be of one "
+                "model"
+            )
+
+    @classmethod
+    def of_prompts(
+        cls: type[S],
+        values: Float[Tensor, "prompt _layer _head"],
+        *,
+        name: str,
+        unit: str,
+        task: str = "",
+        model: str = "",
+        baseline: Float[Tensor, " prompt"] | None = None,
+    ) -> S:
+        """The mean over prompts of scores on single prompts."""
+        mean = values.double().mean(dim=0).float()
+        return cls(mean, name, unit, task, model, values=values, baseline=baseline)
+
+    def top(self, k: int) -> list[Head]:
+        """The k heads of largest score as (layer, head), best first.
+
+        Raises:
+            ShapeError: k is smaller than 1 or larger than the number of heads.
+        """
+        return top_heads(self.scores, k)
+
+    def interval(self, *, seed: int = 0) -> tuple[HeadMap, HeadMap] | None:
+        """Ends of the 95% bootstrap interval over prompts; None for scores without prompts."""
+        if self.values is None:
+            return None
+        _, low, high = bootstrap_mean_axis(self.values, seed=seed)
+        return low, high
+
+    def to_frame(self, *, seed: int = 0) -> pd.DataFrame:
+        """One row per head: task, layer, head, NAME, and NAME_low, NAME_high where there are any.
+
+        Args:
+            seed: seed of the bootstrap.
+        """
+        columns = {self.name: self.scores}
+        if self.values is not None:
+            mean, low, high = bootstrap_mean_axis(self.values, seed=seed)
+            columns = {self.name: mean, f"{self.name}_low": low, f"{self.name}_high": high}
+        return head_table(columns, self.task)
+
+    @classmethod
+    def from_frame(
+        cls, table: pd.DataFrame, name: str, *, unit: str = "", model: str = ""
+    ) -> "dict[str, Scores]":
+        """The scores in one column of a table of heads, by task, each head in its own place.
+
+        Args:
+            table: columns task, layer, head and `name`, such as `RUN/heads.csv`.
+            name: the column.
+            unit: what it is measured in, which tables do not say.
+            model: name of the model, which they do not say either.
+
+        Raises:
+            UnknownNameError: a column is missing, or holds no numbers.
+            ShapeError: a head has several rows or none, or layers and heads do not count from 0.
+        """
+        missing = {*HEAD_KEYS, name} - set(table.columns)
+        if missing:
+            raise UnknownNameError(
+                f"the table of heads has no column {', '.join(sorted(missing))}; it has "
+                f"{', '.join(map(str, table.columns))}"
+            )
+        if not pd.api.types.is_numeric_dtype(table[name]):
+            raise UnknownNameError(f"column {name!r} holds no numbers; name a score of heads")
+        return {
+            str(task): Scores(_grid(rows, name, str(task)), name, unit, str(task), model)
+            for task, rows in table.groupby("task", sort=False)
+        }
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Scores, values and baseline; name, unit, task and model."""
+        tensors = {"scores": self.scores, "values": self.values, "baseline": self.baseline}
+        facts = {"name": self.name, "unit": self.unit, "task": self.task, "model": self.model}
+        return {name: x for name, x in tensors.items() if x is not None}, facts
+
+    @classmethod
+    def of_state(cls: type[S], tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> S:
+        """The scores that have this state."""
+        return cls(
+            tensors["scores"],
+            facts["name"],
+            facts["unit"],
+            facts["task"],
+            facts["model"],
+            values=tensors.get("values"),
+            baseline=tensors.get("baseline"),
+        )
+
+
+def head_table(columns: Mapping[str, HeadMap], task: str) -> pd.DataFrame:
+    """Maps of all heads as one row per head: task, layer, head, and a column for each map."""
+    first = next(iter(columns.values()))
+    index = pd.MultiIndex.from_product([range(n) for n in first.shape], names=HEAD_KEYS[1:])
+    flat = {name: x.detach().cpu().flatten().tolist() for name, x in columns.items()}
+    frame = pd.DataFrame(flat, index).reset_index()
+    frame.insert(0, "task", task)
+    return frame
+
+
+def join_scores(scores: Sequence[Scores], *, seed: int = 0) -> pd.DataFrame:
+    """Several scores of one task side by side: one row per head, the columns of `to_frame` of each.
+
+    Args:
+        scores: scores of one model on one task.
+        seed: seed of the bootstrap.
+
+    Raises:
+        ShapeError: they are of different numbers of heads.
+    """
+    shapes = {tuple(score.scores.shape): score.name for score in scores}
+    if len(shapes) > 1:
+        described = ", ".join(f"{name!r} of {shape}" for shape, name in shapes.items())
+        raise ShapeError(
+            f"scores of different numbers of (layer, head) have no common table: {described}; "
+            "score the heads of one model"
+        )
+    frames = [score.to_frame(seed=seed).drop(columns="task") for score in scores]
+    table = reduce(lambda a, b: a.merge(b, on=HEAD_KEYS[1:], validate="one_to_one"), frames)
+    table.insert(0, "task", scores[0].task)
+    return table
+
+
+def _grid(rows: pd.DataFrame, name: str, task: str) -> HeadMap:
+    """The `[layer, head]` map of one task's rows."""
+    keys = rows[["layer", "head"]]
+    twice = keys[keys.duplicated()]
+    if len(twice):
+        layer, head = twice.iloc[0]
+        raise ShapeError(
+            f"task {task!r}: the table of heads has several rows for layer {layer}, head {head}; "
+            "expected one for each head"
+        )
+    numbers = keys.to_numpy()
+    n_layer, n_head = int(numbers[:, 0].max()) + 1, int(numbers[:, 1].max()) + 1
+    there = {(int(layer), int(head)) for layer, head in numbers}
+    lacking = [(i, j) for i in range(n_layer) for j in range(n_head) if (i, j) not in there]
+    if lacking or numbers.min() < 0:
+        first = f"layer {lacking[0][0]}, head {lacking[0][1]}" if lacking else "a negative number"
+        raise ShapeError(
+            f"task {task!r}: the table of heads has {len(rows)} rows up to layer {n_layer - 1}, "
+            f"head {n_head - 1}, and {len(lacking)} heads below have none (first: {first}); "
+            "expected one row for every head, layers and heads counted from 0"
+        )
+    grid = torch.empty(n_layer, n_head, dtype=torch.float64)
+    layers, heads = (torch.from_numpy(numbers[:, i].astype("int64")) for i in range(2))
+    grid[layers, heads] = torch.tensor(rows[name].to_numpy(dtype=float))
+    return grid
