@@ -1,0 +1,14 @@
+from .controls import permuted_controls as permuted_controls
+from .controls import random_controls as random_controls
+from .fv import FunctionVectorChoice as FunctionVectorChoice
+from .fv import choose_function_vectors as choose_function_vectors
+from .fv import function_mixture as function_mixture
+from .fv import function_vector as function_vector
+from .fv import function_vector_per_layer as function_vector_per_layer
+from .fv import published_mixture as published_mixture
+from .ltv.attribution import attribute as attribute
+from .ltv.fit import FitSettings as FitSettings
+from .ltv.fit import fit_ltv as fit_ltv
+from .ltv.ltv import LearnableTaskVector as LearnableTaskVector
+from .vector import HeadMixture as HeadMixture
+from .vector import TaskVector as TaskVector
