@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -49,13 +49,9 @@ def show(
     console = Console()
     shown = Table()
     columns = _columns_of_rows(table) if isinstance(table, Sequence) else _columns_of_frame(table)
-    for number, (name, (values, is_number)) in enumerate(columns.items()):
-        shown.add_column(
-            name,
-            justify="right" if is_number else "left",
-            no_wrap=number == 0,
-            overflow="fold",
-        )
+    for number, (name, (_, is_number)) in enumerate(columns.items()):
+        justify: Literal["left", "right"] = "right" if is_number else "left"
+        shown.add_column(name, justify=justify, no_wrap=number == 0, overflow="fold")
     for row in zip(*(values for values, _ in columns.values()), strict=True):
         shown.add_row(*(Text(_cell(value, digits)) for value in row))
     if title is not None:

@@ -19,6 +19,7 @@ from helpers import trained, zoo
 from helpers.commands import mistake, ok, run
 from tvlens import tasks
 from tvlens.cli import app as cli
+from tvlens.cli.options import fit_settings
 from tvlens.errors import (
     ModelError,
     RunError,
@@ -29,6 +30,7 @@ from tvlens.errors import (
 )
 from tvlens.evaluation.methods import evaluate
 from tvlens.lens.loading import load
+from tvlens.models import catalogue
 from tvlens.runs.storage import save_tensors
 from tvlens.scores.agreement import compare_head_sets
 from tvlens.vectors.ltv.fit import FitSettings
@@ -416,7 +418,7 @@ def test_ltvs_train_on_no_more_examples_than_asked_for(source, tmp_path):
     ok("fit", *source, "--shots", 2, "--steps", 5, "--out", tmp_path / "two")
     assert manifest(tmp_path / "two")["config"]["settings"]["ltv"]["shots"] == 2
     default = FitSettings().shots
-    assert cli._fit_settings("default", None, default + 1).shots == default
+    assert fit_settings("default", None, default + 1).shots == default
 
 
 def test_the_paper_preset_is_the_released_codes(source, tmp_path):
@@ -659,7 +661,7 @@ def test_main_lets_mistakes_of_the_program_show(monkeypatch):
     def broken() -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(cli, "list_bundled", broken)
+    monkeypatch.setattr(catalogue, "list_bundled", broken)
     monkeypatch.setattr(sys, "argv", ["tvlens", "models"])
     with pytest.raises(RuntimeError, match="a bug"):
         cli.main()
