@@ -433,6 +433,7 @@ def test_the_paper_preset_is_the_released_codes(source, tmp_path):
 
 COMMANDS = ["models", "tasks", "mediate", "fit", "evaluate", "compare", "bench", "study"]
 COMMANDS += ["regression"]
+GROUP = ["train", "bench", "models"]
 
 
 def test_help_names_every_command():
@@ -440,7 +441,10 @@ def test_help_names_every_command():
     assert [line.split()[1] for line in out.splitlines() if re.match(r"│ [a-z]", line)] == COMMANDS
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "study text", "regression train"])
+@pytest.mark.parametrize(
+    "command",
+    [*COMMANDS, "study text", "study regression", *(f"regression {x}" for x in GROUP)],
+)
 def test_help_of_every_command_fits_and_explains_every_option(command):
     out = ok(*command.split(), "--help")
     assert all(len(line) <= 100 for line in out.splitlines())

@@ -46,7 +46,7 @@ def complete_classes(incomplete: str) -> list[str]:
     return _continued(incomplete, [name.removesuffix("-small") for name in list_shipped()])
 
 
-def complete_tasks(ctx: typer.Context, incomplete: str) -> list[str]:
+def complete_tasks(ctx: Any, incomplete: str) -> list[str]:
     """The list of tasks so far, continued by each shipped one or one in the folder of --data."""
     data = ctx.params.get("data")
     own = [] if data is None else sorted(file.stem for file in Path(data).glob("*.json"))
