@@ -21,7 +21,7 @@ import torch
 import typer
 
 from tvlens.cli import options
-from tvlens.cli.regression import read_functions
+from tvlens.cli.studies import read_functions
 from tvlens.console import say, with_interval
 from tvlens.errors import TvlensError
 from tvlens.evaluation.curves import BARE, error_table, method_errors, truncation_errors

@@ -16,8 +16,7 @@ from pathlib import Path
 import pandas as pd
 import typer
 
-from tvlens.cli import options
-from tvlens.cli import regression as cli_regression
+from tvlens.cli import options, studies
 from tvlens.console import with_interval
 from tvlens.errors import TvlensError
 from tvlens.evaluation.curves import BARE
@@ -58,7 +57,7 @@ def main(
     ltv_seeds: int = RegressionSettings.ltv_seeds,
 ) -> None:
     """The regression study of several function classes and its summary over them."""
-    cli_regression.study_command(
+    studies.study_regression(
         functions, out, seed=seed, steps=steps, n_test=n_test, shifts=shifts, ltv_seeds=ltv_seeds
     )
     results = pd.read_csv(out / "results.csv")

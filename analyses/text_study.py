@@ -15,8 +15,7 @@ from pathlib import Path
 import pandas as pd
 import typer
 
-from tvlens.cli import app as cli
-from tvlens.cli import options
+from tvlens.cli import options, studies
 from tvlens.console import with_interval
 from tvlens.errors import TvlensError
 from tvlens.runs.tables import write_tables
@@ -49,7 +48,7 @@ def main(
     control_draws: int = 3,
 ) -> None:
     """The text study of several tasks and its summary over them."""
-    cli.text(
+    studies.study_text(
         tasks,
         out,
         model=model,

@@ -19,6 +19,7 @@ from helpers import trained, zoo
 from helpers.commands import mistake, ok, run
 from tvlens import tasks
 from tvlens.cli import app as cli
+from tvlens.cli.options import fit_settings
 from tvlens.errors import (
     ModelError,
     RunError,
@@ -29,6 +30,7 @@ from tvlens.errors import (
 )
 from tvlens.evaluation.methods import evaluate
 from tvlens.lens.loading import load
+from tvlens.models import catalogue
 from tvlens.runs.storage import save_tensors
 from tvlens.scores.agreement import compare_head_sets
 from tvlens.vectors.ltv.ltv import LearnableTaskVector
@@ -416,7 +418,7 @@ def test_ltvs_train_on_no_more_examples_than_asked_for(source, tmp_path):
     ok("fit", *source, "--shots", 2, "--steps", 5, "--out", tmp_path / "two")
     assert manifest(tmp_path / "two")["config"]["settings"]["ltv"]["shots"] == 2
     default = FitSettings().shots
-    assert cli._fit_settings("default", None, default + 1).shots == default
+    assert fit_settings("default", None, default + 1).shots == default
 
 
 def test_the_paper_preset_is_the_released_codes(source, tmp_path):
@@ -431,6 +433,7 @@ def test_the_paper_preset_is_the_released_codes(source, tmp_path):
 
 COMMANDS = ["models", "tasks", "mediate", "fit", "evaluate", "compare", "bench", "study"]
 COMMANDS += ["regression"]
+GROUP = ["train", "bench", "models"]
 
 
 def test_help_names_every_command():
@@ -438,7 +441,10 @@ def test_help_names_every_command():
     assert [line.split()[1] for line in out.splitlines() if re.match(r"│ [a-z]", line)] == COMMANDS
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "study text", "regression train"])
+@pytest.mark.parametrize(
+    "command",
+    [*COMMANDS, "study text", "study regression", *(f"regression {x}" for x in GROUP)],
+)
 def test_help_of_every_command_fits_and_explains_every_option(command):
     out = ok(*command.split(), "--help")
     assert all(len(line) <= 100 for line in out.splitlines())
@@ -659,7 +665,7 @@ def test_main_lets_mistakes_of_the_program_show(monkeypatch):
     def broken() -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(cli, "list_bundled", broken)
+    monkeypatch.setattr(catalogue, "list_bundled", broken)
     monkeypatch.setattr(sys, "argv", ["tvlens", "models"])
     with pytest.raises(RuntimeError, match="a bug"):
         cli.main()

@@ -17,7 +17,9 @@ class Result(NamedTuple):
 
 def run(*words: object) -> Result:
     """A command in this process; a mistake is left as the exception that `main` prints."""
-    result = typer.testing.CliRunner().invoke(cli.app, [str(word) for word in words])
+    # A line of progress, which comes after half a minute, would be one of the error stream.
+    runner = typer.testing.CliRunner(env={"TQDM_DISABLE": "1"})
+    result = runner.invoke(cli.app, [str(word) for word in words])
     error = None if isinstance(result.exception, SystemExit) else result.exception
     return Result(result.exit_code, result.stdout, result.stderr, error)
 

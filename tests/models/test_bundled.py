@@ -389,10 +389,10 @@ def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
 def test_list_says_what_is_there(monkeypatch, steps, model, cache):
     monkeypatch.setenv("TVLENS_CACHE", str(cache))
     monkeypatch.setattr(bundled, "BUNDLED", {"tiny": model})
-    assert bundled.list_bundled()["present"].tolist() == [False]
+    assert [row["present"] for row in bundled.list_bundled()] == [False]
     prepare_model(model, cache, steps.fetch, steps.convert)
 
-    row = bundled.list_bundled().iloc[0]
+    (row,) = bundled.list_bundled()
     assert row["present"]
     assert (row["name"], row["layers"], row["heads"], row["licence"]) == ("tiny", 1, 1, "MIT")
     assert row["folder"] == str(cache / "models" / "tiny")

@@ -13,7 +13,6 @@ import torch
 import tvlens
 from helpers import tiny_regression as tiny
 from helpers.commands import mistake, ok
-from tvlens.cli import regression as cli_regression
 from tvlens.cli.options import read_vector
 from tvlens.errors import RunError, TaskError, UnknownNameError
 from tvlens.models.catalogue import list_shipped
@@ -75,7 +74,7 @@ def study(tmp_path_factory):
         patch.chdir(folder)
         patch.setenv("COLUMNS", "100")
         patch.setenv("TERMINAL_WIDTH", "100")
-        patch.setattr(cli_regression, "RegressionSettings", partial(RegressionSettings, **SMALL))
+        patch.setattr(regression_plan, "RegressionSettings", partial(RegressionSettings, **SMALL))
         command = ["study", "regression", "--functions", "lines.safetensors", "--out", "run"]
         command += WORDS
         said = ok(*command)

@@ -71,7 +71,7 @@ def study_one(
     """A study of one task without its tables and figures."""
     with Run.open(folder, "study", {}) as run:
         plan = TextPlan(lens or trained.lens(), trained.TASKS["seven-on"], settings)
-        return whole.study(plan, run)
+        return whole.study_task(plan, run)
 
 
 class Done(NamedTuple):

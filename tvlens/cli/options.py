@@ -1,31 +1,75 @@
-"""Options that several commands share."""
+"""Options that several commands share, and what their words become."""
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import pandas as pd
-import torch
 import typer
-from jaxtyping import Float
-from torch import Tensor
 
 from tvlens import tasks as text_tasks
+from tvlens.console import say
 from tvlens.errors import RunError, ShapeError, TaskError, UnknownNameError
-from tvlens.evaluation.methods import Method
-from tvlens.lens.loading import BackendKind
-from tvlens.runs.storage import load_tensors
 from tvlens.tasks import Task
 from tvlens.tasks.text.files import Duplicates
-from tvlens.vectors.ltv.ltv import LearnableTaskVector
-from tvlens.vectors.vector import HeadMixture, TaskVector
+
+if TYPE_CHECKING:
+    from tvlens.lens.lens import Lens
+    from tvlens.runs.run import Run
+    from tvlens.scores.score import Scores
+    from tvlens.vectors.ltv.settings import FitSettings
+
+BackendKind = Literal["bridge", "hooked"]
+
+
+def complete_models(incomplete: str) -> list[str]:
+    """The bundled models whose name begins so."""
+    from tvlens.models.catalogue import BUNDLED
+
+    return [name for name in BUNDLED if name.startswith(incomplete)]
+
+
+def complete_shipped(incomplete: str) -> list[str]:
+    """The shipped regression models whose name begins so."""
+    from tvlens.models.catalogue import list_shipped
+
+    return [name for name in list_shipped() if name.startswith(incomplete)]
+
+
+def complete_classes(incomplete: str) -> list[str]:
+    """The list of function classes so far, continued by each that has a shipped model."""
+    from tvlens.models.catalogue import list_shipped
+
+    return _continued(incomplete, [name.removesuffix("-small") for name in list_shipped()])
+
+
+def complete_tasks(ctx: Any, incomplete: str) -> list[str]:
+    """The list of tasks so far, continued by each shipped one or one in the folder of --data."""
+    data = ctx.params.get("data")
+    own = [] if data is None else sorted(file.stem for file in Path(data).glob("*.json"))
+    return _continued(incomplete, [*own, *text_tasks.names()])
+
+
+def _continued(incomplete: str, names: Sequence[str]) -> list[str]:
+    """Every way to end the last name of a list separated by commas; none is named twice."""
+    *before, last = incomplete.split(",")
+    names = [name for name in dict.fromkeys(names) if name not in before]
+    return [",".join([*before, name]) for name in names if name.startswith(last)]
+
 
 ModelOption = Annotated[
-    str, typer.Option("--model", help="Bundled name, local folder or Hugging Face name.")
+    str,
+    typer.Option(
+        "--model",
+        help="Bundled name, local folder or Hugging Face name.",
+        autocompletion=complete_models,
+    ),
 ]
-TasksOption = Annotated[str, typer.Option("--tasks", help="Task names, separated by commas.")]
+TasksOption = Annotated[
+    str,
+    typer.Option("--tasks", help="Task names, separated by commas.", autocompletion=complete_tasks),
+]
 DataOption = Annotated[
     Path | None,
     typer.Option("--data", help="Folder of NAME.json task files, looked in before shipped tasks."),
@@ -110,24 +154,6 @@ def named_files(texts: Sequence[str]) -> dict[str, Path]:
     return files
 
 
-def read_vector(file: Path) -> Method:
-    """The task vector or Learnable Task Vector in a file.
-
-    Raises:
-        RunError: the file cannot be read or holds something else.
-    """
-    tensors, metadata = load_tensors(file)
-    try:
-        if "omega" in tensors:
-            return LearnableTaskVector.load(file)
-        return HeadMixture.load(file) if "mix" in tensors else TaskVector.load(file)
-    except KeyError as error:
-        raise RunError(
-            f"{file} is no vector: it lacks {error}, it has {', '.join([*tensors, *metadata])}; "
-            "expected a file that `tvlens fit`, `tvlens study` or a vector's save() wrote"
-        ) from error
-
-
 def score_file(text: str) -> Path:
     """The file of an argument like COLUMN@FILE.
 
@@ -142,30 +168,79 @@ def score_file(text: str) -> Path:
     return Path(file)
 
 
-def read_scores(text: str) -> dict[str, Float[Tensor, "_layer _head"]]:
-    """The head maps, by task, of an argument like COLUMN@FILE; the file is like heads.csv.
+def read_scores(text: str) -> "dict[str, Scores]":
+    """The scores of heads, by task, of an argument like COLUMN@FILE, such as heads.csv.
 
     Raises:
         UnknownNameError: the argument is not like that, or the table has no such scores.
-        ShapeError: a head has several scores.
+        ShapeError: a head has several scores or none.
         RunError: the file cannot be read.
     """
+    import pandas as pd
+
+    from tvlens.scores.score import Scores
+
     file, column = score_file(text), text.split("@")[0]
     try:
         table = pd.read_csv(file)
     except (OSError, ValueError) as error:
         raise RunError(f"{file} cannot be read as CSV: {error}; expected RUN/heads.csv") from error
-    missing = {"task", "layer", "head", column} - set(table.columns)
-    if missing:
-        raise UnknownNameError(
-            f"{file} has no column {', '.join(sorted(missing))}; it has {', '.join(table.columns)}"
-        )
-    if not pd.api.types.is_numeric_dtype(table[column]):
-        raise UnknownNameError(f"{text!r}: the column holds no numbers; name a score of heads")
-    if table.duplicated(["task", "layer", "head"]).any():
-        raise ShapeError(f"{file} has several rows for one head of a task; expected one for each")
-    grids = {}
-    for task, rows in table.groupby("task", sort=False):
-        grid = rows.pivot(index="layer", columns="head", values=column)
-        grids[str(task)] = torch.tensor(grid.to_numpy(dtype=float))
-    return grids
+    try:
+        return Scores.from_frame(table, column)
+    except (UnknownNameError, ShapeError) as error:
+        raise type(error)(f"{file}: {error}") from error
+
+
+def load_lens(model: str, backend: BackendKind) -> "Lens":
+    """The lens on a model; says what it is."""
+    from transformers.utils import logging
+
+    from tvlens.lens.loading import load
+
+    logging.disable_progress_bar()
+    lens = load(model, backend=backend)
+    say(repr(lens))
+    return lens
+
+
+def open_run(
+    out: Path,
+    command: str,
+    model: str,
+    lens: "Lens",
+    chosen: Mapping[str, Task],
+    settings: Any,
+    vectors: Mapping[str, Path] | None = None,
+) -> "Run":
+    """The run folder. Opened last, so that a name mistyped does not claim it for that name.
+
+    Args:
+        out: the folder.
+        command: words of the command.
+        model: name of the model.
+        lens: the lens on it.
+        chosen: the tasks by name.
+        settings: a dataclass with a `seed`, all that decides what the run finds.
+        vectors: files that are read, by name.
+    """
+    from tvlens.runs.run import Run
+    from tvlens.runs.storage import file_sha256
+
+    config: dict[str, Any] = {"model": model, "backend": lens.backend.kind}
+    digests = {name: task.digest for name, task in chosen.items()}
+    if vectors is not None:
+        config["vectors"] = {name: str(file) for name, file in vectors.items()}
+        digests |= {str(file): file_sha256(file) for file in vectors.values()}
+    config["settings"] = asdict(settings)
+    run = Run.open(out, command, config, data=digests, seeds={"seed": settings.seed})
+    run.manifest["lens"] = repr(lens)
+    return run
+
+
+def fit_settings(preset: str, steps: int | None, shots: int) -> "FitSettings":
+    """How LTVs are trained: by a preset, on no more examples than asked for."""
+    from tvlens.vectors.ltv.settings import FitSettings
+
+    settings = FitSettings.paper() if preset == "paper" else FitSettings()
+    settings = replace(settings, shots=min(settings.shots, shots))
+    return settings if steps is None else replace(settings, steps=steps)

@@ -1,6 +1,5 @@
 """The instrument: a frozen model, what is changed in it, and how its answers are read."""
 
-from tvlens.lens.edits import AddHeads, AddToResidual, Edit, NoEdit, ReplaceHeads
-from tvlens.lens.lens import Lens
+import lazy_loader
 
-__all__ = ["AddHeads", "AddToResidual", "Edit", "Lens", "NoEdit", "ReplaceHeads"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

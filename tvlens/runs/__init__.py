@@ -1,5 +1,5 @@
 """Run folders: manifest, steps that survive interruption, tables, figures."""
 
-from tvlens.runs.run import Run
+import lazy_loader
 
-__all__ = ["Run"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -10,15 +10,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import pandas as pd
-import safetensors.torch
-from pandas import DataFrame
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from tvlens.errors import RunError
+
+if TYPE_CHECKING:
+    # torch and pandas are imported where they are used: digests and text need neither.
+    from torch import Tensor
 
 OWN = ".tvlens-"
 """Begins the names of temporary files, locks and indices."""
@@ -31,12 +31,12 @@ class Kept(ABC):
     """A value that keeps itself: in a file of its own, or as a step of a run (`Run.kept`)."""
 
     @abstractmethod
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state(self) -> "tuple[dict[str, Tensor], dict[str, Any]]":
         """Everything it is made of: tensors, and facts that JSON can hold."""
 
     @classmethod
     @abstractmethod
-    def of_state(cls: type[K], tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> K:
+    def of_state(cls: type[K], tensors: "Mapping[str, Tensor]", facts: Mapping[str, Any]) -> K:
         """The value that has this state.
 
         Raises:
@@ -70,7 +70,7 @@ class Kept(ABC):
 
 
 def save_tensors(
-    path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
+    path: Path | str, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, Any]
 ) -> None:
     """Write tensors and JSON-able metadata to one file, whole or not at all.
 
@@ -81,7 +81,7 @@ def save_tensors(
     write(Path(path), encode_tensors(tensors, texts))
 
 
-def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_tensors(path: Path | str) -> "tuple[dict[str, Tensor], dict[str, Any]]":
     """Tensors and metadata of a file written by `save_tensors`.
 
     Raises:
@@ -105,6 +105,9 @@ def encode(what: str, value: Any, metadata: Mapping[str, str]) -> tuple[str, byt
     Raises:
         RunError: `value`, called `what` in the message, cannot be stored.
     """
+    from pandas import DataFrame
+    from torch import Tensor
+
     if isinstance(value, DataFrame):
         if value.index.names != [None]:
             raise RunError(f"{what} has a named index, which is not saved; use reset_index()")
@@ -130,8 +133,10 @@ def encode_json(what: str, value: Any) -> bytes:
     return f"{text}\n".encode()
 
 
-def encode_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+def encode_tensors(tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> bytes:
     """Content of a safetensors file; the same tensors and metadata give the same bytes."""
+    import safetensors.torch
+
     plain = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
     content = safetensors.torch.save(plain, metadata=dict(metadata))
     # safetensors writes metadata in random order; sorting the header makes equal runs equal bytes.
@@ -151,9 +156,15 @@ def read(path: Path, digest: str | None, remedy: str) -> Any:
         content = path.read_bytes()
         if digest is not None and hashlib.sha256(content).hexdigest() != digest:
             raise ValueError("it does not hold what was saved")
+        if path.suffix == ".json":
+            return json.loads(content)
         if path.suffix == ".parquet":
+            import pandas as pd
+
             return pd.read_parquet(io.BytesIO(content))
-        return json.loads(content) if path.suffix == ".json" else safetensors.torch.load(content)
+        import safetensors.torch
+
+        return safetensors.torch.load(content)
     except (OSError, ValueError) as error:
         message = f"'{path}' is damaged: {error}; {remedy} and run the same command again"
         raise RunError(message) from error

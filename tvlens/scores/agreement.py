@@ -280,21 +280,20 @@ def compare_head_sets(
     """
     if names[0] == names[1]:
         raise TvlensError(f"both maps are named '{names[0]}': give two different names")
-    nan = float("nan")
     sets = [overlap_at_k(a, b, k) for k in ks]
     chance = rank_biased_overlap_chance(_grid(a).size, p)
     rho, tau = spearman(a, b), kendall(a, b)
     rows = [
         *(("overlap", s.k, s.overlap, s.chance_overlap, s.p_value) for s in sets),
         *(("jaccard", s.k, s.jaccard, s.chance_jaccard, s.p_value) for s in sets),
-        ("rank_biased_overlap", None, rank_biased_overlap(a, b, p), chance, nan),
+        ("rank_biased_overlap", None, rank_biased_overlap(a, b, p), chance, np.nan),
         ("spearman", None, rho.value, 0.0, rho.p_value),
         ("kendall", None, tau.value, 0.0, tau.p_value),
-        ("layer_profile_distance", None, layer_profile_distance(a, b), nan, nan),
+        ("layer_profile_distance", None, layer_profile_distance(a, b), np.nan, np.nan),
     ]
     for scores, name in zip((a, b), names, strict=True):
         for measure, k, value in concentration(scores, ks).itertuples(index=False):
-            rows.append((f"{measure}_{name}", k, value, nan, nan))
+            rows.append((f"{measure}_{name}", k, value, np.nan, np.nan))
     return _tidy(rows, "measure k value chance p_value")
 
 
@@ -375,10 +374,7 @@ def _rank_biased(shared: NDArray[np.float64], p: float) -> float:
 
 
 def _agreement(
-    pairs: list[tuple[Tensor, Tensor]],
-    k: int | Sequence[int],
-    p: float,
-    tails: tuple[float, float],
+    pairs: list[tuple[Tensor, Tensor]], k: int | Sequence[int], p: float, tails: tuple[float, float]
 ) -> pd.DataFrame:
     """Mean and quantiles over pairs of maps, beside chance, of the measures of whole rankings."""
     ks = [k] if isinstance(k, int) else list(k)

@@ -1,1 +1,5 @@
 """Whole studies: every stage kept as a step of a run."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

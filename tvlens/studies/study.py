@@ -74,12 +74,12 @@ def study_all(
     found = {}
     for number, (name, plan) in enumerate(plans.items(), start=1):
         say(f"{plan.title} ({number} of {len(plans)})" if len(plans) > 1 else plan.title)
-        found[name] = study(plan, run)
+        found[name] = study_task(plan, run)
     write(plans, run, found)
     return found
 
 
-def study(plan: Plan, run: Run) -> Study:
+def study_task(plan: Plan, run: Run) -> Study:
     """The study of one task, its stages kept as steps of `run`."""
     s = plan.settings
     means = stages.head_means(plan, run)

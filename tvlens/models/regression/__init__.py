@@ -1,10 +1,5 @@
 """Transformers that learn functions in context."""
 
-from tvlens.models.regression.transformer import (
-    RegressionTransformer,
-    load_garg,
-    load_regression,
-    save_regression,
-)
+import lazy_loader
 
-__all__ = ["RegressionTransformer", "load_garg", "load_regression", "save_regression"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,6 +1,4 @@
-"""Training of Learnable Task Vectors by replay: the prompts are read once, a step runs one
-position.
-"""
+"""Training of Learnable Task Vectors by replay: prompts are read once, a step runs one position."""
 
 import hashlib
 import json
@@ -257,9 +255,8 @@ class _Trainer:
         tensors, names = load_tensors(path)
         if names.get("identity") != identity:
             raise RunError(
-                f"checkpoint {path} was made with other settings, seed, task, model, means or "
-                f"start; expected "
-                f"{identity}, found {names.get('identity')}; choose another file or delete it"
+                f"checkpoint {path} was made with other settings, seed, task, model, means or start"
+                f"; expected {identity}, found {names.get('identity')}; choose another or delete it"
             )
         device = self.ltv.omega.device
         self.ltv.omega.data.copy_(tensors["omega"])

@@ -1,0 +1,37 @@
+from . import errors as errors
+from . import evaluation as evaluation
+from . import figures as figures
+from . import lens as lens
+from . import models as models
+from . import runs as runs
+from . import scores as scores
+from . import studies as studies
+from . import tasks as tasks
+from . import vectors as vectors
+from .console import progress_bar as progress_bar
+from .evaluation.methods import evaluate as evaluate
+from .lens.edits import AddToResidual as AddToResidual
+from .lens.edits import Edit as Edit
+from .lens.edits import NoEdit as NoEdit
+from .lens.edits import ReplaceHeads as ReplaceHeads
+from .lens.heads import HeadMeans as HeadMeans
+from .lens.heads import mean_head_outputs as mean_head_outputs
+from .lens.hooks import intervene as intervene
+from .lens.lens import Lens as Lens
+from .lens.loading import load as load
+from .scores.agreement import compare_head_sets as compare_head_sets
+from .scores.mediation import IndirectEffects as IndirectEffects
+from .scores.mediation import indirect_effects as indirect_effects
+from .scores.mediation import mediation_prompts as mediation_prompts
+from .vectors.controls import permuted_controls as permuted_controls
+from .vectors.controls import random_controls as random_controls
+from .vectors.fv import choose_function_vectors as choose_function_vectors
+from .vectors.fv import function_vector as function_vector
+from .vectors.fv import function_vector_per_layer as function_vector_per_layer
+from .vectors.ltv.attribution import attribute as attribute
+from .vectors.ltv.fit import fit_ltv as fit_ltv
+from .vectors.ltv.ltv import LearnableTaskVector as LearnableTaskVector
+from .vectors.ltv.settings import FitSettings as FitSettings
+from .vectors.vector import TaskVector as TaskVector
+
+__version__: str

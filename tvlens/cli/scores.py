@@ -1,0 +1,94 @@
+"""Scores of heads: causal mediation, and two scores against each other."""
+
+from typing import Annotated
+
+import typer
+
+from tvlens.cli.options import (
+    BackendOption,
+    DataOption,
+    DuplicatesOption,
+    ModelOption,
+    OutOption,
+    SeedOption,
+    ShotsOption,
+    TasksOption,
+    load_lens,
+    open_run,
+    read_scores,
+    read_tasks,
+    score_file,
+)
+from tvlens.console import say, show
+from tvlens.errors import UnknownNameError
+
+
+def mediate(
+    tasks: TasksOption,
+    out: OutOption,
+    model: ModelOption = "smollm2-135m",
+    data: DataOption = None,
+    duplicates: DuplicatesOption = "error",
+    backend: BackendOption = "bridge",
+    shots: ShotsOption = 10,
+    seed: SeedOption = 0,
+) -> None:
+    """Average indirect effect of every head; writes OUT/heads.csv."""
+    chosen = read_tasks(tasks, data, duplicates)
+
+    import pandas as pd
+
+    from tvlens.studies import stages
+    from tvlens.studies.text import TextSettings, text_plans
+
+    settings = TextSettings(seed=seed, shots=shots)
+    lens = load_lens(model, backend)
+    with open_run(out, "mediate", model, lens, chosen, settings) as run:
+        frames = []
+        for plan in text_plans(lens, chosen, settings).values():
+            means = stages.head_means(plan, run)
+            effects = stages.mediate(plan, run, means, plan.views[0])
+            frames.append(effects.to_frame(seed=seed))
+            top = frames[-1].drop(columns="task").nlargest(10, "aie")
+            unit = f"{effects.unit}, 95% interval over {len(effects.values)} prompts"
+            show(top, f"{plan.task.name}: heads of largest AIE ({unit})", digits=4)
+        path = run.write_table("heads", pd.concat(frames, ignore_index=True))
+    say(f"Wrote {path}")
+
+
+def compare(
+    first: Annotated[str, typer.Argument(help="COLUMN@FILE, such as aie@RUN/heads.csv.")],
+    second: Annotated[str, typer.Argument(help="COLUMN@FILE, such as contribution@RUN/heads.csv.")],
+    out: OutOption,
+) -> None:
+    """Two head scores against each other, task by task; writes OUT/headsets.csv."""
+    import pandas as pd
+
+    from tvlens.runs.run import Run
+    from tvlens.runs.storage import file_sha256
+    from tvlens.scores.agreement import compare_head_sets, overlap_curve
+    from tvlens.studies.text import TextSettings
+    from tvlens.vectors.materials import fitting_ks
+
+    a, b = read_scores(first), read_scores(second)
+    shared = [task for task in a if task in b]
+    if not shared:
+        raise UnknownNameError(
+            f"no task is in both {first} ({', '.join(a)}) and {second} ({', '.join(b)}); "
+            "compare tables of the same tasks"
+        )
+    columns = first.split("@")[0], second.split("@")[0]
+    names = columns if columns[0] != columns[1] else ("first", "second")
+    digests = {text: file_sha256(score_file(text)) for text in (first, second)}
+    config = {"first": first, "second": second}
+    with Run.open(out, "compare", config, data=digests) as run:
+        frames, curves = [], []
+        for task in shared:
+            ks = fitting_ks(TextSettings().compare_ks, a[task].scores.numel())
+            table = compare_head_sets(a[task], b[task], ks=ks, names=names)
+            show(table, task)
+            frames.append(table.assign(task=task)[["task", *table.columns]])
+            curves.append(overlap_curve(a[task], b[task]).assign(task=task))
+        run.write_table("overlap_curves", pd.concat(curves, ignore_index=True))
+        path = run.write_table("headsets", pd.concat(frames, ignore_index=True))
+    say(f"Wrote {path}")

@@ -1,0 +1,10 @@
+from .curves import Errors as Errors
+from .curves import dummy_errors as dummy_errors
+from .curves import error_table as error_table
+from .curves import method_errors as method_errors
+from .curves import oracle_errors as oracle_errors
+from .curves import prompt_sets as prompt_sets
+from .curves import truncation_errors as truncation_errors
+from .methods import Measured as Measured
+from .methods import evaluate as evaluate
+from .methods import evaluate_prompts as evaluate_prompts

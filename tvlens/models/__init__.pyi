@@ -1,0 +1,13 @@
+from . import regression as regression
+from .anatomy import Anatomy as Anatomy
+from .anatomy import Block as Block
+from .anatomy import UnknownArchitectureError as UnknownArchitectureError
+from .backend import Backend as Backend
+from .batch import Batch as Batch
+from .bridge import BridgeBackend as BridgeBackend
+from .catalogue import bundled_folder as bundled_folder
+from .catalogue import list_bundled as list_bundled
+from .catalogue import list_shipped as list_shipped
+from .catalogue import load_shipped as load_shipped
+from .catalogue import read_regression as read_regression
+from .hooked import HookedBackend as HookedBackend

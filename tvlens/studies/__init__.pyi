@@ -1,0 +1,12 @@
+from .plan import Plan as Plan
+from .plan import StudySettings as StudySettings
+from .plan import View as View
+from .regression import RegressionPlan as RegressionPlan
+from .regression import RegressionSettings as RegressionSettings
+from .regression import regression_plans as regression_plans
+from .study import Study as Study
+from .study import study_all as study_all
+from .study import study_task as study_task
+from .text import TextPlan as TextPlan
+from .text import TextSettings as TextSettings
+from .text import text_plans as text_plans

@@ -1,0 +1,15 @@
+from .base import PromptKind as PromptKind
+from .base import Split as Split
+from .regression.functions import function_class as function_class
+from .regression.prompts import PointCurves as PointCurves
+from .regression.prompts import PointPrompts as PointPrompts
+from .regression.task import FunctionTask as FunctionTask
+from .text.files import load as load
+from .text.files import load_file as load_file
+from .text.files import load_folder as load_folder
+from .text.files import names as names
+from .text.prompts import Pair as Pair
+from .text.prompts import Prompt as Prompt
+from .text.prompts import Prompts as Prompts
+from .text.prompts import Template as Template
+from .text.task import Task as Task
