@@ -21,10 +21,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tables import write_tables
+from tvlens import figures
 from tvlens.cli import options
 from tvlens.console import with_interval
 from tvlens.errors import RunError, TvlensError
-from tvlens.figures import curves as figures_regression
 from tvlens.runs.run import Run
 from tvlens.runs.storage import file_sha256
 from tvlens.scores.agreement import concentration, layer_profile, overlap_at_k, spearman
@@ -59,7 +59,7 @@ def main(
             ignore_index=True,
         )
         run.write_table("modalities", table)
-        run.write_figure("modalities", figures_regression.modality_dots(table))
+        run.write_figure("modalities", figures.modality_dots(table))
     methods = pd.concat(
         [
             text_methods(pd.read_csv(text / "results.csv")),
