@@ -101,7 +101,7 @@ def errors(lens: Lens, task: FunctionTask, settings: RegressionSettings) -> pd.D
         for unit, own in (("class", False), ("prompt", True))
     }
     curves = task.curves("test", points=(trained, *points), n=settings.n_test, seed=seed)
-    found = method_errors(lens, [curves], methods, kind="clean")
+    found = method_errors(lens, [curves], methods)
     found["truncation"] = truncation_errors(lens, curves, trained, found[BARE])
     table = error_table(
         found, functions=task.name, shift="none", prompt="clean", train_points=trained, seed=seed

@@ -28,6 +28,8 @@ from tvlens.runs.run import Run
 from tvlens.runs.storage import file_sha256
 from tvlens.runs.tables import write_tables
 from tvlens.scores.agreement import concentration, layer_profile, overlap_at_k, spearman
+from tvlens.scores.score import Scores
+from tvlens.vectors.catalogue import METHODS, variants
 
 SHARE = 1 / 8
 
@@ -102,10 +104,16 @@ def _methods(
     modality: str, task: str, metric: str, results: pd.DataFrame, names: dict[str, str]
 ) -> pd.DataFrame:
     """A row per task; of the function vectors it gives the one that is best on these prompts."""
+    of_family = {method.name for method in METHODS if method.family == "function vector"}
+    of_family |= {
+        name
+        for name, variant in variants().items()
+        if variant.method.family == "function vector" and not variant.dummies
+    }
     rows = []
     for name, part in results.groupby(task, sort=False):
         own = part.set_index("method")[["value", "ci_low", "ci_high"]]
-        fvs = [m for m in own.index if m.startswith("fv_") and not m.endswith("dummies")]
+        fvs = [m for m in own.index if m in of_family]
         row: dict[str, object] = {"modality": modality, "task": name, "metric": metric}
         methods = {**names, "strongest FV": own.loc[fvs, "value"].idxmax()}
         for label in ("nothing", "strongest FV", "LTV", "control", "examples"):
@@ -117,14 +125,9 @@ def _methods(
 def rows(heads: pd.DataFrame, headsets: pd.DataFrame, modality: str) -> pd.DataFrame:
     """One row per task: agreement, stability, concentration and depth of both scores."""
     found = []
-    for task, part in heads.groupby("task", sort=False):
-        maps = {
-            score: torch.tensor(
-                part.pivot(index="layer", columns="head", values=score).to_numpy(dtype=float)
-            )
-            for score in ("aie", "contribution")
-        }
-        aie, ltv = maps["aie"], maps["contribution"]
+    maps = {name: Scores.from_frame(heads, name) for name in ("aie", "contribution")}
+    for task in heads["task"].unique():
+        aie, ltv = maps["aie"][task].scores, maps["contribution"][task].scores
         n_heads = aie.numel()
         k = max(1, round(SHARE * n_heads))
         overlap = overlap_at_k(aie, ltv, k)

@@ -21,30 +21,16 @@ from tvlens.console import with_interval
 from tvlens.errors import TvlensError
 from tvlens.evaluation.curves import BARE
 from tvlens.runs.tables import write_tables
-from tvlens.studies.regression import CONTROLS as STUDY_CONTROLS
 from tvlens.studies.regression import RegressionSettings
 from tvlens.tasks.regression.inputs import SHIFTS
+from tvlens.vectors.catalogue import BASELINES, variants
 
 FUNCTIONS = "linear,sparse-linear,relu,tree"
-METHODS = {
-    "bare": "bare",
-    "truncation": "last T points",
-    "fv_layer_class": "FV, one layer",
-    "fv_per_layer_class": "FV, per layer",
-    "fv_published_class": "FV, published",
-    "fv_layer_prompt": "FV, one layer, per prompt",
-    "fv_per_layer_prompt": "FV, per layer, per prompt",
-    "ltv_class": "LTV",
-    "ltv_lengths_class": "LTV, several lengths",
-    "ltv_prompt": "LTV per prompt",
-    "ltv_lengths_prompt": "LTV per prompt, several lengths",
-    "random_class": "random ω",
-    "permuted_class": "permuted ω",
-    "random_prompt": "random ω, per prompt",
-    "permuted_prompt": "permuted ω, per prompt",
+VARIANTS = {name: v for name, v in variants().items() if not v.dummies}
+LABELS = {
+    **{name: BASELINES[name].label for name in (BARE, "truncation")},
+    **{name: variant.label for name, variant in VARIANTS.items()},
 }
-FUNCTION_VECTORS = [name for name in METHODS if name.startswith("fv_")]
-CONTROLS = [name for name in METHODS if name.startswith(STUDY_CONTROLS)]
 
 
 def main(
@@ -78,7 +64,7 @@ def summary(
     numbers, texts = [], []
     for functions, part in clean.groupby("functions", sort=False):
         last = int(part["points"].max())
-        for method, label in METHODS.items():
+        for method, label in LABELS.items():
             row: dict[str, object] = {"functions": functions, "method": label}
             text = dict(row)
             for where, points in (("T_train", train_points[functions]), ("longest", last)):
@@ -107,8 +93,8 @@ def claims(results: pd.DataFrame, train_points: "pd.Series[int]") -> pd.DataFram
         trained, last = int(train_points[functions]), int(part["points"].max())
         past = _gains(part, last, "gain_past")
         at_train, longest = _gains(part, trained, "gain"), _gains(part, last, "gain")
-        fvs = [name for name in FUNCTION_VECTORS if name in past.index]
-        controls = [name for name in CONTROLS if name in past.index]
+        fvs = _of_family("function vector", past)
+        controls = _of_family("control", past)
         best, mildest = past.loc[fvs, "value"].idxmax(), at_train.loc[fvs, "value"].idxmax()
         asked = []
         for unit in ("class", "prompt"):
@@ -130,14 +116,19 @@ def claims(results: pd.DataFrame, train_points: "pd.Series[int]") -> pd.DataFram
                 {
                     "functions": functions,
                     "claim": claim,
-                    "method": METHODS[method],
+                    "method": LABELS[method],
                     "gain": with_interval(*own),
-                    "against": METHODS[other],
+                    "against": LABELS[other],
                     "its gain": with_interval(*against),
                     "holds": holds if apart else f"({holds})",
                 }
             )
     return pd.DataFrame(rows)
+
+
+def _of_family(family: str, gains: pd.DataFrame) -> list[str]:
+    """The methods of a family that have gains."""
+    return [n for n, v in VARIANTS.items() if v.method.family == family and n in gains.index]
 
 
 def _gains(part: pd.DataFrame, points: int, metric: str) -> pd.DataFrame:

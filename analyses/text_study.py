@@ -19,16 +19,13 @@ from tvlens.cli import options, studies
 from tvlens.console import with_interval
 from tvlens.errors import TvlensError
 from tvlens.runs.tables import write_tables
+from tvlens.vectors.catalogue import BASELINES, methods_for
 
 TASKS = "present-past,singular-plural,country-nationality,verb-gerund,capitalize-word"
-METHODS = {
-    "icl": "ICL",
-    "fv_layer": "FV, best layer",
-    "fv_per_layer": "FV, per layer",
-    "ltv": "LTV",
-    "random": "random",
-    "permuted": "permuted",
-    "none": "no vector",
+LABELS = {
+    "icl": BASELINES["icl"].label,
+    **{method.name: method.look.label for method in methods_for("text", "class")},
+    "none": BASELINES["none"].label,
 }
 PROMPTS = {"zero": "zero-shot", "shuffled": "shuffled labels"}
 MEASURES = ["overlap", "rank_biased_overlap", "spearman"]
@@ -74,7 +71,8 @@ def method_summary(results: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     rows = results[results["metric"] == "accuracy"].copy()
     rows["text"] = [with_interval(row.value, row.ci_low, row.ci_high) for row in rows.itertuples()]
     values, shown = (_by_method(rows, column) for column in ("value", "text"))
-    means = values.groupby("prompt", sort=False)[list(METHODS.values())].mean().reset_index()
+    numbers = values.columns.drop(["task", "prompt"])
+    means = values.groupby("prompt", sort=False)[list(numbers)].mean().reset_index()
     means.insert(0, "task", "mean over tasks")
     values = pd.concat([values, means], ignore_index=True)
     return values, pd.concat([shown, means.map(_decimals(2))], ignore_index=True)
@@ -100,7 +98,8 @@ def _by_method(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     tasks = list(rows["task"].unique())
     wide = wide.reindex(pd.MultiIndex.from_product([tasks, PROMPTS], names=["task", "prompt"]))
     wide = wide.assign(icl=icl.reindex(wide.index.get_level_values("task")).to_numpy())
-    table = wide[list(METHODS)].rename(columns=METHODS, index=PROMPTS)
+    there = [name for name in LABELS if name in wide]
+    table = wide[there].rename(columns=LABELS, index=PROMPTS)
     return table.reset_index().rename_axis(columns=None)
 
 

@@ -29,7 +29,8 @@ from tvlens.console import with_interval
 from tvlens.errors import TvlensError
 from tvlens.runs.run import Run
 from tvlens.runs.tables import write_tables
-from tvlens.studies import text as study
+from tvlens.studies import stages
+from tvlens.studies.text import TextPlan, TextSettings
 
 PRESETS = {"paper": tvlens.FitSettings.paper(), "default": tvlens.FitSettings()}
 
@@ -46,14 +47,14 @@ def main(
     chosen = tvlens.tasks.load_file(task) if task.endswith(".json") else tvlens.tasks.load(task)
     most = steps or max(preset.steps for preset in PRESETS.values())
     presets = {name: replace(p, steps=min(p.steps, most)) for name, p in PRESETS.items()}
-    settings = study.StudySettings(shots=shots)
-    config = {"model": model, "shots": settings.shots, "n_clean": settings.n_clean} | {
+    settings = TextSettings(shots=shots)
+    config = {"model": model, "shots": settings.shots, "n_means": settings.n_means} | {
         name: asdict(preset) for name, preset in presets.items()
     }
     data = {chosen.name: chosen.digest}
     with Run.open(out, "weight travel", config, data=data, seeds=list(range(seeds))) as run:
         lens = tvlens.load(model)
-        means = study.head_means(lens, chosen, run, settings)
+        means = stages.head_means(TextPlan(lens, chosen, settings), run)
         icl = run.step(
             "in-context",
             lambda: {"results": tvlens.evaluate(lens, chosen, {}, kinds=["clean"], shots=shots)},

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import tvlens.studies.functions  # so that none of its annotations is the class patched below
 
-import tvlens
 from helpers import tiny_regression as tiny
 from helpers.commands import mistake, ok
 from tvlens.cli.options import read_vector
