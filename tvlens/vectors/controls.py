@@ -2,16 +2,17 @@
 
 import torch
 
-from tvlens.tasks.streams import stream
+from tvlens.tasks.streams import generator
 from tvlens.vectors.ltv.ltv import LearnableTaskVector
 from tvlens.vectors.vector import Vector
 
 
 def random_controls(ltv: LearnableTaskVector, *, n: int = 5, seed: int = 0) -> list[Vector]:
     """Vectors of `n` random weight matrices of the learned norm: what any direction would do."""
-    generator = _generator("random omega", seed)
+    # A stream of its own: a random start of the same seed must not come back as its control.
+    drawn = generator("random omega", seed=seed)
     norm = ltv.weights.detach().norm().cpu()
-    draws = [torch.randn(ltv.omega.shape, generator=generator) for _ in range(n)]
+    draws = [torch.randn(ltv.omega.shape, generator=drawn) for _ in range(n)]
     return [
         ltv.with_weights(w * (norm / w.norm()), f"random omega {i}") for i, w in enumerate(draws)
     ]
@@ -19,15 +20,10 @@ def random_controls(ltv: LearnableTaskVector, *, n: int = 5, seed: int = 0) -> l
 
 def permuted_controls(ltv: LearnableTaskVector, *, n: int = 5, seed: int = 0) -> list[Vector]:
     """Vectors of `n` permutations of the learned weights: right sizes, wrong heads."""
-    generator = _generator("permuted omega", seed)
+    drawn = generator("permuted omega", seed=seed)
     weights = ltv.weights.detach().cpu().flatten()
-    draws = [weights[torch.randperm(len(weights), generator=generator)] for _ in range(n)]
+    draws = [weights[torch.randperm(len(weights), generator=drawn)] for _ in range(n)]
     return [
         ltv.with_weights(w.view(ltv.omega.shape), f"permuted omega {i}")
         for i, w in enumerate(draws)
     ]
-
-
-def _generator(purpose: str, seed: int) -> torch.Generator:
-    # A stream of its own: a random start of the same seed must not come back as its control.
-    return torch.Generator().manual_seed(stream(purpose, seed=seed).getrandbits(63))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tvlens.errors import TaskError
 from tvlens.tasks.base import PromptKind, Split
-from tvlens.tasks.regression.inputs import Xs, Ys
+from tvlens.tasks.regression.functions import Xs, Ys
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,12 @@ These are plain frozen values. Drawing demonstrations and queries for a task is 
 `Task.prompts`.
 """
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, overload
 
 from tvlens.tasks.base import PromptKind
+from tvlens.tasks.streams import digest
 
 
 @dataclass(frozen=True)
@@ -162,8 +161,7 @@ class Prompts:
     def digest(self) -> str:
         """SHA-256, in hexadecimal, of kind, text and continuation of every prompt in order."""
         content = [[prompt.kind, prompt.text, prompt.continuation] for prompt in self.items]
-        encoded = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
-        return hashlib.sha256(encoded).hexdigest()
+        return digest(content)
 
 
 def _joined(first: str, second: str) -> str:
