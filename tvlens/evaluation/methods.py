@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tvlens.errors import ModelError, UnknownNameError
 from tvlens.lens.edits import Edit
-from tvlens.lens.engine import Reading
+from tvlens.lens.engine import Engine, Reading
 from tvlens.lens.lens import Lens
 from tvlens.stats import Interval, bootstrap_mean
 from tvlens.tasks.base import PromptKind, PromptSet, PromptSource, Split
@@ -131,6 +131,7 @@ def evaluate_prompts(
             draws[name] = found
     every = [vector for vectors in draws.values() for vector in vectors]
     edits = edits_of(every, lens, prompts)
+    engine = lens.engine_for(*(edit for edit, _ in edits))
     batch = lens.encode(prompts)
     names = [measure.name for measure in lens.readout.measures]
     if exact_match:
@@ -138,16 +139,16 @@ def evaluate_prompts(
     measured = torch.empty(len(batch), len(every), len(names), dtype=torch.float64)
     done = 0
     with lens.frozen(), torch.no_grad():
-        for reading in lens.readings(batch):
+        for reading in lens.readings(batch, engine=engine):
             rows = slice(done, done + len(reading))
             for edit, index in edits:
                 values = []
                 for piece in lens.variants(reading, edit.of_prompts(rows.start, rows.stop)):
-                    outputs = lens.engine.run(reading, piece)
+                    outputs = engine.run(reading, piece)
                     values.append(lens.readout.measure(outputs, reading.batch).double().cpu())
                     if exact_match:
                         started = lens.readout.answered(outputs, reading.batch)
-                        right = _exact_match(lens, reading, piece, started)
+                        right = _exact_match(lens, engine, reading, piece, started)
                         values[-1] = torch.cat([values[-1], right[..., None]], dim=-1)
                 measured[rows, index] = torch.cat(values, dim=1)
             done = rows.stop
@@ -178,6 +179,7 @@ def _draws(method: Method, kind: PromptKind, lens: Lens) -> list[Vector]:
 
 def _exact_match(
     lens: Lens,
+    engine: Engine[Any],
     reading: Reading,
     edit: Edit,
     started: Bool[Tensor, "batch variant"],
@@ -194,7 +196,7 @@ def _exact_match(
     answers = [text.strip() for text in decode([list(a) for a in reading.batch.answers])]
     # One token more than the answer, so that a continuation that goes on is seen.
     length = max(len(answer) for answer in reading.batch.answers) + 1
-    tokens = lens.engine.generate(reading, edit.of_variants(alive), length)
+    tokens = engine.generate(reading, edit.of_variants(alive), length)
     for column, variant in enumerate(alive.tolist()):
         for row, (text, answer) in enumerate(zip(decode(tokens[:, column]), answers, strict=True)):
             right[row, variant] = float(text.split("\n")[0].strip() == answer)

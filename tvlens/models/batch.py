@@ -24,8 +24,6 @@ class Batch:
         answers: all tokens of the right answer, per prompt; empty for numbers.
         shared: so many neighbouring rows hold the same inputs, asked at different positions; they
             are read once.
-        also: further positions, the same in every row, at which edits act as at the query; only
-            whole forward passes know them.
     """
 
     inputs: Int[Tensor, "batch pos"] | Float[Tensor, "batch pos n_dims"]
@@ -34,7 +32,6 @@ class Batch:
     target: Int[Tensor, " batch"] | Float[Tensor, " batch"]
     answers: tuple[tuple[int, ...], ...]
     shared: int = 1
-    also: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return self.inputs.shape[0]
@@ -63,7 +60,7 @@ class Batch:
     ) -> "Batch":
         inputs, mask = change(self.inputs), change(self.mask)
         query, target = change(self.query), change(self.target)
-        return Batch(inputs, mask, query, target, answers, shared, self.also)
+        return Batch(inputs, mask, query, target, answers, shared)
 
     def take(self, index: slice | Int[Tensor, " chosen"]) -> "Batch":
         """The prompts at `index`, in that order; a slice copies nothing."""
@@ -93,14 +90,7 @@ class Batch:
             torch.cat([part.target for part in parts]),
             tuple(answer for part in parts for answer in part.answers),
             parts[0].shared if len({part.shared for part in parts}) == 1 else 1,
-            _same_places(parts),
         )
-
-    @property
-    def sites(self) -> Int[Tensor, "batch site"]:
-        """Every position at which edits act: the query, and those of `also`."""
-        also = torch.tensor(self.also, dtype=torch.long, device=self.query.device)
-        return torch.cat([self.query[:, None], also.expand(len(self), -1)], dim=1)
 
     def require_query_last(self) -> None:
         """Refuse a batch in which something follows a query position.
@@ -155,13 +145,3 @@ class Batch:
         query = width - 1 - mask.flip(1).int().argmax(dim=1)
         target = torch.tensor([answer[0] for answer in answers], dtype=torch.long)
         return cls(inputs, mask, query, target, tuple(tuple(a) for a in answers))
-
-
-def _same_places(parts: Sequence[Batch]) -> tuple[int, ...]:
-    alike = {(part.also, part.inputs.shape[1]) for part in parts}
-    if len(alike) > 1 and any(part.also for part in parts):
-        raise ShapeError(
-            "batches whose edits act at different places cannot be joined; expected prompts of one "
-            "length with the same dummies: run them one after another"
-        )
-    return parts[0].also

@@ -17,7 +17,7 @@ from tvlens.lens.edits import AddHeads, AddToResidual, Edit
 from tvlens.lens.heads import HeadMeans, donor_outputs
 from tvlens.lens.lens import Lens
 from tvlens.runs.storage import load_tensors, save_tensors
-from tvlens.tasks.base import PromptSet
+from tvlens.tasks.base import HasPlaces, PromptSet
 
 
 @dataclass(frozen=True)
@@ -225,6 +225,8 @@ def edits_of(
 ) -> list[tuple[Edit, list[int]]]:
     """The edits that together make every vector of the list act on these prompts.
 
+    They act at the query, and at the places that the prompts have for vectors.
+
     Args:
         vectors: what is added.
         lens: the model.
@@ -246,4 +248,5 @@ def edits_of(
     if mixed:
         outputs = donor_outputs(lens, prompts).outputs
         edits.append((stack_mixtures(list(mixed.values()), outputs, lens), list(mixed)))
-    return edits
+    places = prompts.places if isinstance(prompts, HasPlaces) else ()
+    return [(edit.and_at(places), index) for edit, index in edits]

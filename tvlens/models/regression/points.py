@@ -57,8 +57,7 @@ class _ReadsPoints(Backend):
         self.trained.require_points(prompts.xs.shape[1], prompts.xs.shape[2])
         sequences = interleave(prompts.xs, prompts.ys)[:, :-1]
         if isinstance(prompts, PointPrompts):
-            batch = Batch.of_sequences(sequences.to(self.dtype), prompts.target)
-            return replace(batch, also=tuple(2 * i for i in prompts.dummies))
+            return Batch.of_sequences(sequences.to(self.dtype), prompts.target)
         shared = len(prompts.points)
         whole = Batch.of_sequences(sequences.to(self.dtype), prompts.values[:, 0])
         rows = whole.take(torch.arange(len(prompts)) // shared)
