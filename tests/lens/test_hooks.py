@@ -51,7 +51,7 @@ def test_no_edit_gives_the_models_own_logits(backend):
 
 
 def test_read_records_hook_z_and_logits_at_the_query(backend):
-    batch = zoo.batch(pad_side="right")
+    batch = zoo.asked_early()
     z, logits = record_heads(backend, batch.inputs, batch.mask, batch.query)
     whole, plain = recorded(backend, [backend.z_hook(n) for n in range(3)], batch)
     rows = torch.arange(len(batch))
@@ -61,7 +61,7 @@ def test_read_records_hook_z_and_logits_at_the_query(backend):
 
 
 def test_heads_are_replaced_at_the_query_and_nowhere_else(backend):
-    batch = zoo.batch(pad_side="right")
+    batch = zoo.asked_early()
     name, rows = backend.z_hook(1), torch.arange(len(batch))
     clean, _ = recorded(backend, [name], batch)
     edited, _ = recorded(backend, [name], batch, one_head(backend, 1, 2, 7.0))
@@ -71,7 +71,7 @@ def test_heads_are_replaced_at_the_query_and_nowhere_else(backend):
 
 
 def test_vectors_are_added_at_the_query_and_nowhere_else(backend):
-    batch = zoo.batch(pad_side="right")
+    batch = zoo.asked_early()
     name, rows = backend.residual_hook(1), torch.arange(len(batch))
     vector = torch.linspace(-1, 1, backend.d_model)
     clean, _ = recorded(backend, [name], batch)

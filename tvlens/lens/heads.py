@@ -14,11 +14,10 @@ from tvlens.tasks.base import HasDonors, PromptSet
 
 @dataclass(frozen=True)
 class HeadMeans:
-    """Mean and spread of every head's `hook_z` over prompts, and the mean contribution.
+    """Mean of every head's `hook_z` over prompts, and the mean contribution.
 
     Attributes:
         z: mean of `hook_z` at the query position.
-        variance: unbiased variance of it over prompts, NaN for one prompt.
         outputs: mean contribution to the residual stream, `z @ W_O`, without the output bias.
         kept: indices of the prompts that entered the mean.
         offered: number of prompts that were offered.
@@ -26,7 +25,6 @@ class HeadMeans:
     """
 
     z: Float[Tensor, "layer head d_head"]
-    variance: Float[Tensor, "layer head d_head"]
     outputs: Float[Tensor, "layer head d_model"]
     kept: tuple[int, ...]
     offered: int
@@ -91,27 +89,20 @@ def donor_outputs(lens: Lens, prompts: PromptSet) -> HeadOutputs:
     return HeadOutputs(z, outputs, lens.name)
 
 
-class _StreamingMoments:
-    """Mean and variance of batches seen one after another, in float64 (Chan, Golub and LeVeque)."""
+class _StreamingMean:
+    """Mean of batches seen one after another, in float64."""
 
     def __init__(self) -> None:
         self.count = 0
         self.mean: Tensor | float = 0.0
-        self.squares: Tensor | float = 0.0
 
     def add(self, values: Tensor) -> None:
         values = values.double()
         n = values.shape[0]
         if not n:
             return
-        mean = values.mean(dim=0)
-        delta = mean - self.mean
-        total = self.count + n
-        self.squares = (
-            self.squares + (values - mean).square().sum(dim=0) + delta**2 * (self.count * n / total)
-        )
-        self.mean = self.mean + delta * (n / total)
-        self.count = total
+        self.count += n
+        self.mean = self.mean + (values.mean(dim=0) - self.mean) * (n / self.count)
 
 
 def mean_head_outputs(lens: Lens, prompts: PromptSet, *, answered_only: bool = True) -> HeadMeans:
@@ -130,7 +121,7 @@ def mean_head_outputs(lens: Lens, prompts: PromptSet, *, answered_only: bool = T
         NumericalError: an activation is not finite.
     """
     batch = lens.encode(prompts)
-    moments = _StreamingMoments()
+    streaming = _StreamingMean()
     kept: list[int] = []
     seen = 0
     unedited = NoEdit(lens.n_layer)
@@ -140,7 +131,7 @@ def mean_head_outputs(lens: Lens, prompts: PromptSet, *, answered_only: bool = T
             if answered_only:
                 outputs = lens.engine.run(reading, unedited)
                 right = lens.readout.answered(outputs, reading.batch)[:, 0].cpu()
-            moments.add(reading.z[right.to(reading.z.device)])
+            streaming.add(reading.z[right.to(reading.z.device)])
             kept += [seen + i for i in right.nonzero().flatten().tolist()]
             seen += len(reading)
     if not kept:
@@ -149,15 +140,12 @@ def mean_head_outputs(lens: Lens, prompts: PromptSet, *, answered_only: bool = T
             f"{prompts.shots}-shot prompts, so there is no mean over answered prompts; pass "
             "answered_only=False, or a task that the model does"
         )
-    mean, squares = torch.as_tensor(moments.mean), torch.as_tensor(moments.squares)
+    mean = torch.as_tensor(streaming.mean)
     if not torch.isfinite(mean).all():
         layer, head = (~torch.isfinite(mean)).any(dim=2).nonzero()[0].tolist()
         raise NumericalError(
             f"hook_z of head ({layer}, {head}) of {lens.name!r} is not finite on task "
             f"{prompts.task!r}; expected finite activations; try dtype=torch.float32"
         )
-    variance = squares / (len(kept) - 1) if len(kept) > 1 else torch.full_like(squares, torch.nan)
     outputs = torch.einsum("lhd,lhdm->lhm", mean, lens.w_o.double())
-    return HeadMeans(
-        mean.float(), variance.float(), outputs.float(), tuple(kept), len(prompts), lens.name
-    )
+    return HeadMeans(mean.float(), outputs.float(), tuple(kept), len(prompts), lens.name)

@@ -66,14 +66,14 @@ class Lens:
             f"heads, d_model {self.d_model}, {self.engine.name})"
         )
 
-    def encode(self, prompts: PromptSet, *, pad_side: str = "left") -> Batch:
-        """The prompts as inputs of the model, padded where need be, with their answers.
+    def encode(self, prompts: PromptSet) -> Batch:
+        """The prompts as inputs of the model, padded on the left where need be, with their answers.
 
         Raises:
             TaskError: an answer tokenises to nothing, or a prompt exceeds the context.
             ModelError: the model does not read prompts of this kind.
         """
-        return self.backend.encode(prompts, prefix=self.prefix, pad_side=pad_side)
+        return self.backend.encode(prompts, prefix=self.prefix)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:

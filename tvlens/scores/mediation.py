@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import cast
 
 import pandas as pd
 import torch
@@ -15,7 +14,7 @@ from tvlens.lens.heads import HeadMeans, donor_outputs
 from tvlens.lens.lens import Lens
 from tvlens.scores.agreement import Head, top_heads
 from tvlens.stats import bootstrap_mean_axis
-from tvlens.tasks.base import PromptSet, Split
+from tvlens.tasks.base import PromptSet
 from tvlens.tasks.text.prompts import Prompts
 from tvlens.tasks.text.task import Task
 
@@ -78,7 +77,7 @@ def mediation_prompts(
     """
     queries = list(dict.fromkeys(clean[i].query for i in means.kept))
     return task.prompts(
-        cast(Split, clean.split),
+        clean.split,
         shots=clean.shots,
         n=n,
         seed=seed,

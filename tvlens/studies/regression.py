@@ -148,11 +148,11 @@ class Plan:
             shots = self.trained - 1
             clean = self.task.prompts("train", shots=shots, n=s.n_means, seed=s.seed)
             means = mean_head_outputs(self.lens, clean)
-            return {"means": {"z": means.z, "variance": means.variance, "outputs": means.outputs}}
+            return {"means": {"z": means.z, "outputs": means.outputs}}
 
         saved = run.step(f"{self.task.name}/means", compute)["means"]
         kept = tuple(range(s.n_means))
-        return HeadMeans(**saved, kept=kept, offered=s.n_means, model=self.lens.name)
+        return HeadMeans(saved["z"], saved["outputs"], kept, s.n_means, self.lens.name)
 
     def mediate(self, run: Run, means: HeadMeans, view: View) -> IndirectEffects:
         """Indirect effects of all heads on the prompts of this view."""

@@ -161,7 +161,7 @@ def head_means(lens: Lens, task: Task, run: Run, settings: StudySettings) -> Hea
     def compute() -> dict[str, Any]:
         means = mean_head_outputs(lens, _clean_prompts(task, settings))
         return {
-            "means": {"z": means.z, "variance": means.variance, "outputs": means.outputs},
+            "means": {"z": means.z, "outputs": means.outputs},
             "kept": {"kept": list(means.kept), "offered": means.offered},
         }
 
@@ -171,7 +171,8 @@ def head_means(lens: Lens, task: Task, run: Run, settings: StudySettings) -> Hea
         f"{task.name}: head means over the {len(kept)} of {offered} clean {settings.shots}-shot "
         f"train prompts that {lens.name} answers (first token); mediation asks only their queries"
     )
-    return HeadMeans(**saved["means"], kept=kept, offered=offered, model=lens.name)
+    means = saved["means"]
+    return HeadMeans(means["z"], means["outputs"], kept, offered, lens.name)
 
 
 def mediate(

@@ -39,7 +39,7 @@ class _ReadsPoints(Backend):
         positions = self.trained.backbone.wpe.weight[: inputs.shape[1]]
         return self.trained.read_in(inputs) + positions
 
-    def encode(self, prompts: Any, *, prefix: object = (), pad_side: str = "left") -> Batch:
+    def encode(self, prompts: Any, *, prefix: object = ()) -> Batch:
         """The prompts as interleaved points that end with the query's x.
 
         Raises:
