@@ -49,8 +49,8 @@ def test_logits_are_those_of_the_original_model(smollm2, task):
 
 
 def test_replayed_probabilities_are_those_of_hooked_passes(smollm2, task):
-    prompts = task.prompts("train", shots=3, n=1) + task.prompts("train", n=1, kind="zero")
-    batch = smollm2.encode(prompts)
+    clean, zero = task.prompts("train", shots=3, n=1), task.prompts("train", n=1, kind="zero")
+    batch = smollm2.encode(zoo.prompts(*clean, *zero))
     assert not batch.mask.all()
     whole = WholePassEngine(smollm2.backend)
     generator = torch.Generator().manual_seed(0)

@@ -12,9 +12,6 @@ from torch import Tensor
 
 from tvlens.errors import NumericalError, ShapeError, TvlensError
 
-Statistic = Callable[..., Any]
-"""Maps an array to a number along `axis`, as `numpy.mean` and `numpy.median` do."""
-
 PromptValues = Real[Tensor | np.ndarray, " prompt"] | Bool[Tensor | np.ndarray, " prompt"]
 
 PromptColumns: TypeAlias = Float[Tensor | np.ndarray, " prompt *each"]
@@ -45,7 +42,6 @@ class Interval:
 def bootstrap_mean(
     values: PromptValues,
     *,
-    statistic: Statistic = np.mean,
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
@@ -58,7 +54,6 @@ def bootstrap_mean(
 
     Args:
         values: One number per prompt; booleans count as 0 and 1.
-        statistic: What to compute instead of the mean, called with `axis=-1`.
         confidence: Share of the bootstrap distribution between low and high.
         resamples: Number of bootstrap samples.
         seed: Seed of the resampling.
@@ -70,13 +65,10 @@ def bootstrap_mean(
     data = _finite_values(values)
     tails = _tails(confidence, resamples)
     estimates = np.concatenate(
-        [
-            np.asarray(statistic(data[index], axis=-1))
-            for index in _resampled_prompts(len(data), resamples, seed)
-        ]
+        [data[index].mean(axis=-1) for index in _resampled_prompts(len(data), resamples, seed)]
     )
     low, high = np.quantile(estimates, tails)
-    return Interval(float(statistic(data, axis=-1)), float(low), float(high), len(data))
+    return Interval(float(data.mean()), float(low), float(high), len(data))
 
 
 def bootstrap_mean_axis(

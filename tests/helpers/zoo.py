@@ -1,5 +1,6 @@
 """Tiny random models, their tokenizer and their task: all that the tests look at, made offline."""
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -218,11 +219,19 @@ ROWS = [[31, 6, 9, 40, 12], [8, 33, 20], [17], [5, 44, 10, 30, 9, 21, 36]]
 """Token ids of prompts of different lengths, one of them a single token."""
 
 
-def batch(rows: list[list[int]] | None = None, pad_side: str = "left") -> Batch:
+def batch(rows: list[list[int]] | None = None) -> Batch:
     """The prompts of `ROWS`, or others."""
     rows = ROWS if rows is None else rows
     answers = [[10 + i, 20 + i] for i in range(len(rows))]
-    return Batch.pad(rows, answers, pad_side=pad_side)
+    return Batch.pad(rows, answers)
+
+
+def asked_early() -> Batch:
+    """The prompts of `ROWS`, asked at different columns, most of them before the last token."""
+    return replace(batch(), query=torch.tensor([4, 5, 6, 3]))
+
+
+BATCHES = {"asked at the end": batch(), "asked early": asked_early()}
 
 
 class Watched(Engine):
@@ -292,6 +301,4 @@ def one_shot(label: str, query: str = "b", answer: str = "k", kind: str = "clean
 
 def prompts(*items: Prompt, task: str = "made-up", split: str = "train", shots: int = 1) -> Prompts:
     """A set of prompts made by hand."""
-    kinds = {item.kind for item in items}
-    kind = kinds.pop() if len(kinds) == 1 else "mixed"
-    return Prompts(task, split, kind, shots, 0, items)
+    return Prompts(task, split, items[0].kind, shots, 0, items)

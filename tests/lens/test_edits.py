@@ -208,6 +208,42 @@ def test_added_heads_take_the_precision_of_the_model():
     assert add_heads(1).edit_residual(0, x).dtype == torch.bfloat16
 
 
+EVERY = {
+    "none": NoEdit(L),
+    "heads": ReplaceHeads.each_head(coded(4, L, H, D)),
+    "vectors": AddToResidual(coded(4, 2, L, 5), ACTIVE),
+    "added heads": add_heads(4),
+}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_an_edit_says_where_it_acts(name):
+    edit, query = EVERY[name], torch.tensor([4, 2, 3])
+    assert edit.at_query_only
+    assert edit.also == ()
+    assert edit.sites(query).tolist() == [[4], [2], [3]]
+    further = edit.and_at((1, 0))
+    assert type(further) is type(edit)
+    assert not further.at_query_only
+    assert further.sites(query).tolist() == [[4, 1, 0], [2, 1, 0], [3, 1, 0]]
+    assert further.and_at([6]).also == (1, 0, 6)
+    assert edit.and_at(()).at_query_only
+    assert edit.at_query_only
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_parts_of_an_edit_act_where_the_whole_does(name):
+    further = EVERY[name].and_at((5,))
+    assert further.of_variants(torch.tensor([0])).also == (5,)
+    assert further.of_prompts(1, 3).also == (5,)
+
+
+def test_where_an_edit_acts_is_given_by_name_only():
+    assert NoEdit(L, also=(2,)) == NoEdit(L).and_at((2,)) != NoEdit(L)
+    with pytest.raises(TypeError):
+        NoEdit(L, (2,))
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [

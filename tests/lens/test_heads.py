@@ -18,14 +18,13 @@ def clean(task):
     return task.prompts("train", shots=2, n=9)
 
 
-def test_mean_and_variance_are_those_over_all_prompts(lens, clean):
+def test_the_mean_is_that_over_all_prompts(lens, clean):
     z = lens.engine.read(lens.encode(clean)).z
     means = mean_head_outputs(lens, clean, answered_only=False)
     assert zoo.off(means.z, z.mean(dim=0)) < 1e-6
-    assert zoo.off(means.variance, z.var(dim=0)) < 1e-5
     assert (means.count, means.offered, means.kept) == (9, 9, tuple(range(9)))
     assert means.model == "llama"
-    assert {t.dtype for t in (means.z, means.variance, means.outputs)} == {torch.float32}
+    assert {t.dtype for t in (means.z, means.outputs)} == {torch.float32}
 
 
 @pytest.mark.parametrize("max_tokens", [1, 60])
@@ -38,22 +37,6 @@ def test_reading_in_pieces_gives_the_same(lens, clean, max_tokens):
     assert max(watched.tokens) <= max(max_tokens, lens.encode(clean).inputs.shape[1])
     assert len(watched.tokens) > 3
     assert zoo.off(parts.z, whole.z) < 1e-5
-    assert zoo.off(parts.variance, whole.variance) < 1e-5
-
-
-def test_moments_do_not_lose_precision_to_a_large_mean(clean):
-    """Sums of squares would: the spread is a millionth of the mean."""
-
-    class Far(ReplayEngine):
-        def read(self, batch):
-            prefix = super().read(batch)
-            return replace(prefix, heads=prefix.heads.double() * 1e-2 + 1e4)
-
-    lens = zoo.lens()
-    far = replace(lens, engine=Far(lens.backend), max_tokens=1)
-    near = mean_head_outputs(lens, clean, answered_only=False)
-    found = mean_head_outputs(far, clean, answered_only=False)
-    assert zoo.off(found.variance, near.variance * 1e-4) < 1e-3
 
 
 @pytest.mark.parametrize("kind", zoo.KINDS)
@@ -103,13 +86,6 @@ def test_only_answered_prompts_enter_the_mean(lens, clean):
     assert means.kept == tuple(kept)
     assert (means.count, means.offered) == (len(kept), 9)
     assert zoo.off(means.z, reading.z[kept].mean(dim=0)) < 1e-5
-    assert zoo.off(means.variance, reading.z[kept].var(dim=0)) < 1e-5
-
-
-def test_one_prompt_has_a_mean_and_no_variance(lens, clean):
-    means = mean_head_outputs(lens, clean[:1], answered_only=False)
-    assert means.variance.isnan().all()
-    assert means.z.isfinite().all()
 
 
 def test_a_model_that_answers_nothing_has_no_answered_mean(lens):

@@ -8,7 +8,6 @@ from tvlens.errors import InterventionError, ShapeError
 from tvlens.lens.edits import AddToResidual, NoEdit, ReplaceHeads
 from tvlens.lens.hooks import WholePassEngine, counted_hooks, intervene, record_heads
 from tvlens.lens.replay import ReplayEngine
-from tvlens.models.batch import Batch
 
 
 def n_hooks(backend):
@@ -52,7 +51,7 @@ def test_no_edit_gives_the_models_own_logits(backend):
 
 
 def test_read_records_hook_z_and_logits_at_the_query(backend):
-    batch = zoo.batch(pad_side="right")
+    batch = zoo.asked_early()
     z, logits = record_heads(backend, batch.inputs, batch.mask, batch.query)
     whole, plain = recorded(backend, [backend.z_hook(n) for n in range(3)], batch)
     rows = torch.arange(len(batch))
@@ -62,7 +61,7 @@ def test_read_records_hook_z_and_logits_at_the_query(backend):
 
 
 def test_heads_are_replaced_at_the_query_and_nowhere_else(backend):
-    batch = zoo.batch(pad_side="right")
+    batch = zoo.asked_early()
     name, rows = backend.z_hook(1), torch.arange(len(batch))
     clean, _ = recorded(backend, [name], batch)
     edited, _ = recorded(backend, [name], batch, one_head(backend, 1, 2, 7.0))
@@ -72,7 +71,7 @@ def test_heads_are_replaced_at_the_query_and_nowhere_else(backend):
 
 
 def test_vectors_are_added_at_the_query_and_nowhere_else(backend):
-    batch = zoo.batch(pad_side="right")
+    batch = zoo.asked_early()
     name, rows = backend.residual_hook(1), torch.arange(len(batch))
     vector = torch.linspace(-1, 1, backend.d_model)
     clean, _ = recorded(backend, [name], batch)
@@ -240,12 +239,11 @@ def test_an_edit_for_another_number_of_layers_is_refused(backend):
         pass
 
 
-def test_edits_act_at_each_of_several_positions(backend):
-    batch = zoo.batch(zoo.ROWS[:2], pad_side="right")
-    # The same edit at two positions of its own in each prompt, and three variants of it.
-    sites = torch.tensor([[4, 1], [2, 0]])
+def test_edits_act_at_the_query_and_at_each_further_column(backend):
+    # Asked at different columns, and three variants of the edit.
+    batch = replace(zoo.batch([zoo.ROWS[0], zoo.ROWS[3][:5]]), query=torch.tensor([4, 3]))
     vectors = torch.randn(1, 3, 3, backend.d_model, generator=torch.Generator().manual_seed(0))
-    edit = AddToResidual(vectors, torch.tensor([[False, True, False]] * 3))
+    edit = AddToResidual(vectors, torch.tensor([[False, True, False]] * 3)).and_at((1, 0))
     name = backend.residual_hook(1)
     clean, _ = recorded(backend, [name], batch)
     found = {}
@@ -256,71 +254,78 @@ def test_edits_act_at_each_of_several_positions(backend):
     inputs, mask = (x.repeat_interleave(3, dim=0) for x in (batch.inputs, batch.mask))
     with (
         torch.no_grad(),
-        intervene(backend, edit, sites) as fired,
+        intervene(backend, edit, batch.query) as fired,
         backend.model.hooks([(name, keep)]),
     ):
         backend.forward(inputs, mask)
     assert fired == {name: 1}
     expected = clean[name].repeat_interleave(3, dim=0)
-    for prompt in range(2):
+    for prompt, query in enumerate((4, 3)):
         for variant in range(3):
-            for position in sites[prompt].tolist():
-                expected[3 * prompt + variant, position] += vectors[0, variant, 1]
-    assert zoo.off(found[name][mask], expected[mask]) < 1e-5
+            for column in (query, 1, 0):
+                expected[3 * prompt + variant, column] += vectors[0, variant, 1]
+    assert zoo.off(found[name], expected) < 1e-5
 
 
-def test_heads_are_replaced_at_each_of_several_positions(backend):
+def test_heads_are_replaced_at_each_further_column(backend):
     batch = zoo.batch(zoo.ROWS[:1])
     name = backend.z_hook(1)
     clean, _ = recorded(backend, [name], batch)
-    found = {}
-    keep = [(name, lambda a, hook: found.update({name: a.clone()}))]
-    edit = one_head(backend, 1, 2, 7.0)
-    with (
-        torch.no_grad(),
-        intervene(backend, edit, torch.tensor([[4, 0, 3]])),
-        backend.model.hooks(keep),
-    ):
-        backend.forward(batch.inputs, batch.mask)
+    edited, _ = recorded(backend, [name], batch, one_head(backend, 1, 2, 7.0).and_at((0, 3)))
     expected = clean[name].clone()
     expected[0, [4, 0, 3], 2] = 7.0
-    assert torch.equal(found[name], expected)
+    assert torch.equal(edited[name], expected)
 
 
-def test_further_positions_of_a_batch_are_those_that_edits_act_at():
-    batch = replace(zoo.batch(zoo.ROWS[:2]), also=(3, 1))
-    assert batch.sites.tolist() == [[4, 3, 1], [4, 3, 1]]
-    assert zoo.batch(zoo.ROWS[:2]).sites.tolist() == [[4], [4]]
-    assert batch[:1].also == batch.take(torch.tensor([1, 0])).also == (3, 1)
-    assert batch.to(torch.device("cpu")).also == (3, 1)
+@torch.no_grad()
+def by_own_hook(backend, tokens, layer, vector, columns):
+    """Logits at the last token with the vector added at these columns, by a hook of our own."""
+
+    def add(activation, hook):
+        changed = activation.clone()
+        changed[:, columns] += vector
+        return changed
+
+    with backend.model.hooks([(backend.residual_hook(layer), add)]):
+        return backend.model(torch.tensor([tokens]))[0, -1]
 
 
-def test_whole_passes_act_at_the_further_positions_of_a_batch(backend):
-    batch = zoo.batch(zoo.ROWS[:1])
-    edit = add_at(backend, 1, torch.linspace(-1, 1, backend.d_model))
+def test_whole_passes_run_and_generate_with_edits_at_further_columns(backend):
+    row, vector = zoo.ROWS[0], 2 * torch.linspace(-1, 1, backend.d_model)
+    edit = add_at(backend, 1, vector).and_at((1, 2))
     engine = WholePassEngine(backend)
-    found = engine.run_batch(replace(batch, also=(1, 2)), edit)
-    with torch.no_grad(), intervene(backend, edit, torch.tensor([[4, 1, 2]])):
-        expected = backend.forward(batch.inputs, batch.mask)[:, -1:]
-    assert torch.equal(found, expected)
-    assert zoo.off(engine.run_batch(batch, edit), expected) > 1e-3
+    reading = engine.read(zoo.batch([row]))
+    expected = by_own_hook(backend, row, 1, vector, [4, 1, 2])
+    assert zoo.off(engine.run(reading, edit)[0, 0], expected) < 1e-5
+    assert zoo.off(engine.run_batch(reading.batch, edit)[0, 0], expected) < 1e-5
+    assert zoo.off(engine.run(reading, replace(edit, also=()))[0, 0], expected) > 1e-3
+    tokens = list(row)
+    for _ in range(3):
+        tokens.append(int(by_own_hook(backend, tokens, 1, vector, [4, 1, 2]).argmax()))
+    assert engine.generate(reading, edit, 3)[0, 0].tolist() == tokens[len(row) :]
 
 
-def test_replay_refuses_prompts_with_further_positions(backend):
+def test_replay_refuses_edits_at_further_columns(backend):
     engine = ReplayEngine(backend)
-    words = r"replay runs the query position alone, but edits of these prompts also act at \(1,\)"
+    reading = engine.read(zoo.batch())
+    edit = add_at(backend, 1, torch.ones(backend.d_model)).and_at((1,))
+    words = (
+        r"replay runs the query position alone, but this AddToResidual also acts at columns "
+        r"\(1,\); use Lens.engine_for\(edit\)"
+    )
     with pytest.raises(ShapeError, match=words):
-        engine.read(replace(zoo.batch(), also=(1,)))
+        engine.run(reading, edit)
+    with pytest.raises(ShapeError, match=words):
+        engine.generate(reading, edit, 1)
 
 
-def test_batches_join_only_where_edits_act_at_the_same_places():
-    here, there = (replace(zoo.batch(zoo.ROWS[:1]), also=also) for also in ((1,), (2,)))
-    longer = replace(zoo.batch(zoo.ROWS[3:4]), also=(1,))
-    words = "batches whose edits act at different places cannot be joined; expected prompts of one"
-    for parts in ([here, there], [here, zoo.batch(zoo.ROWS[:1])], [here, longer]):
-        with pytest.raises(ShapeError, match=words):
-            Batch.join(parts)
-    joined = Batch.join([here, here])
-    assert joined.also == (1,)
-    assert joined.sites.tolist() == [[4, 1], [4, 1]]
-    assert Batch.join([zoo.batch(zoo.ROWS[:1]), zoo.batch(zoo.ROWS[3:4])]).also == ()
+@pytest.mark.parametrize("column", [7, -1])
+def test_columns_outside_of_the_batch_are_refused(column):
+    backend = zoo.backend("llama", "bridge")
+    edit = one_head(backend, 1, 2, 7.0).and_at((2, column))
+    words = (
+        f"ReplaceHeads also acts at column {column}, but the model was run on 7 columns; expected "
+        "columns from 0 to 6"
+    )
+    with pytest.raises(ShapeError, match=words):
+        WholePassEngine(backend).run_batch(zoo.batch(), edit)

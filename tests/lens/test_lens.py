@@ -6,6 +6,7 @@ import torch
 from helpers import zoo
 from tvlens.errors import TaskError
 from tvlens.lens.edits import NoEdit, ReplaceHeads
+from tvlens.lens.hooks import WholePassEngine
 from tvlens.lens.lens import Lens
 from tvlens.lens.readout import FirstToken
 from tvlens.models.encode import encode_text
@@ -106,6 +107,33 @@ def test_readings_cover_every_prompt_once_in_order(lens):
         assert torch.equal(torch.cat([r.batch.inputs for r in readings]), batch.inputs)
 
 
+def test_edits_at_the_query_alone_run_on_the_lens_own_engine(lens):
+    edit = each_head(lens, 4)
+    watched = replace(lens, engine=zoo.Watched(lens.engine))
+    assert watched.engine_for() is watched.engine_for(edit, NoEdit(3)) is watched.engine
+    for edits in ((edit.and_at((1,)),), (edit, NoEdit(3, also=(1,)))):
+        assert isinstance(watched.engine_for(*edits), WholePassEngine)
+        assert watched.engine_for(*edits).backend is lens.backend
+
+
+def test_outputs_of_edits_at_further_columns_are_those_of_whole_passes(lens):
+    batch, edit = zoo.batch(), each_head(lens, 4).and_at((2, 5))
+    watched = zoo.Watched(lens.engine)
+    small = replace(lens, engine=watched, max_rows=5, max_tokens=15)
+    found = small.outputs(batch, edit, by_product)
+    assert watched.tokens == watched.rows == []
+    expected = by_product(WholePassEngine(lens.backend).run_batch(batch, edit), batch)
+    assert zoo.off(found, expected) < 1e-5
+    assert zoo.off(lens.outputs(batch, replace(edit, also=()), by_product), expected) > 1e-2
+
+
+def test_readings_are_those_of_the_engine_asked_for(lens):
+    batch, asked = zoo.batch(), zoo.Watched(lens.engine)
+    readings = [*replace(lens, max_tokens=14).readings(batch, engine=asked)]
+    assert asked.tokens == [14, 14]
+    assert torch.equal(torch.cat([r.batch.inputs for r in readings]), batch.inputs)
+
+
 def test_variants_cover_every_variant_once_in_order(lens):
     reading, edit = lens.engine.read(zoo.batch()), each_head(lens, 4)
     pieces = [*replace(lens, max_rows=20).variants(reading, edit)]
@@ -121,8 +149,6 @@ def test_prompts_are_encoded_behind_the_lens_prefix(lens, task):
     ):
         assert whole[whole_mask].tolist() == [2, 3, *inputs[mask].tolist()]
     assert torch.equal(marked.query, plain.query + 2)
-    right = lens.encode(prompts, pad_side="right")
-    assert torch.equal(right.inputs[right.mask], plain.inputs[plain.mask])
 
 
 def test_a_prompt_beyond_the_context_is_refused_by_the_lens(lens):

@@ -29,13 +29,6 @@ def test_prompts_and_answers_are_tokens_in_their_order():
     assert len(batch) == 2
 
 
-def test_right_padding_puts_the_query_at_each_prompts_end():
-    batch = encode([TEXT, "A:"], [" lm", " k"], pad_side="right")
-    assert words(batch.inputs[1, :2]) == ["A", ":"]
-    assert batch.query.tolist() == [6, 1]
-    assert batch.mask.sum(dim=1).tolist() == [7, 2]
-
-
 def test_padding_holds_the_pad_token_or_else_zero():
     tokenizer = zoo.tokenizer()
     tokenizer.pad_token = "<eos>"
@@ -111,9 +104,8 @@ def test_a_slice_of_a_batch():
     assert some.answers == batch.answers[1:3]
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_joined_batches_keep_prompts_queries_and_answers(side):
-    parts = [zoo.batch(zoo.ROWS[:2], side), zoo.batch(zoo.ROWS[2:3], side), zoo.batch(None, side)]
+def test_joined_batches_keep_prompts_queries_and_answers():
+    parts = [zoo.batch(zoo.ROWS[:2]), zoo.batch(zoo.ROWS[2:3]), zoo.batch()]
     joined = Batch.join(parts)
     rows = [*zoo.ROWS[:3], *zoo.ROWS]
     assert [inputs[mask].tolist() for inputs, mask in zip(joined.inputs, joined.mask)] == rows  # noqa: B905

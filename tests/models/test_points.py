@@ -180,6 +180,13 @@ def test_rows_of_a_curve_stay_together_or_are_taken_apart(backend, curves):
     assert zoo.off(engine.run(mixed, NoEdit(3)), expected) < TOLERANCE
 
 
+def test_curves_are_not_continued(backend, curves):
+    words = "some query positions lie before it; ask every prompt at its last input, curves at one"
+    for engine in (ReplayEngine(backend), WholePassEngine(backend)):
+        with pytest.raises(ShapeError, match=words):
+            engine.generate(engine.read(backend.encode(curves)), NoEdit(3), 1)
+
+
 def test_a_lens_reads_curves_prompt_by_prompt(backend, curves):
     engine = zoo.Watched(ReplayEngine(backend))
     lens = Lens(backend, engine, SquaredError(), max_tokens=22, max_rows=3)

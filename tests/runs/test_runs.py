@@ -24,6 +24,7 @@ from pandas import DataFrame
 from tvlens.errors import RunError
 from tvlens.runs import run as runs
 from tvlens.runs.run import Run, peak_memory_gib
+from tvlens.runs.storage import load_tensors, save_tensors
 
 CONFIG: dict[str, Any] = {"tasks": ["present-past"], "ltv": {"steps": 60, "lr": 0.02}}
 
@@ -64,7 +65,7 @@ def test_a_new_run_has_a_manifest_at_once(tmp_path: Path) -> None:
         manifest = manifest_of(folder)
         assert manifest["state"] == "running"
         assert manifest["finished"] is None
-        assert not run.resumed
+        assert run.manifest["earlier_sessions"] == []
     assert manifest["command"] == "study text"
     assert manifest["config"] == CONFIG
     assert manifest["data"] == {"present-past": "ab12"}
@@ -121,7 +122,7 @@ def test_the_same_run_resumes_and_computes_nothing_twice(tmp_path: Path) -> None
         first = run.step("present-past/aie", lambda: outputs)
         run.note_filter("first session")
     with Run.open(str(tmp_path), "study", CONFIG, seeds={"prompts": 0}) as run:
-        assert run.resumed
+        assert len(run.manifest["earlier_sessions"]) == 1
         second = run.step("present-past/aie", never)
     for result in (first, second):
         pd.testing.assert_frame_equal(result["heads"], table, check_dtype=False)
@@ -153,7 +154,8 @@ def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
             heads = pd.concat(parts)
             run.write_table("heads", heads)
             weights = {"omega": torch.tensor(heads["score"].to_numpy())}
-            run.write_tensors("omega", weights, {name: name for name in ("model", "task", "seed")})
+            metadata = {name: name for name in ("model", "task", "seed")}
+            save_tensors(run.folder / "omega.safetensors", weights, metadata)
             figure = Figure()
             figure.add_subplot().plot(heads["score"], label="ω")
             run.write_figure("scores", figure)
@@ -283,7 +285,7 @@ def test_two_processes_cannot_share_a_folder(tmp_path: Path) -> None:
         with pytest.raises(RunError, match="wait for it to end, or choose another --out"):
             Run.open(tmp_path, "study", {})
     with Run.open(tmp_path, "study", {}) as run:
-        assert run.resumed
+        assert len(run.manifest["earlier_sessions"]) == 1
 
 
 def test_a_refused_run_lets_go_of_the_folder(tmp_path: Path) -> None:
@@ -404,13 +406,16 @@ def test_tensors_keep_values_and_metadata_and_equal_bytes(tmp_path: Path) -> Non
     shared = torch.arange(12.0).reshape(3, 4).requires_grad_()
     tensors = {"whole": shared, "part": shared[:, 1:], "turned": shared.T}
     metadata = {name: f"{name} ω" for name in ("model", "task", "seed", "sites", "version")}
-    with Run.open(tmp_path, "study", {}) as run:
-        contents = {run.write_tensors("a/b", tensors, metadata).read_bytes() for _ in range(8)}
+    path, contents = tmp_path / "a/b.safetensors", set()
+    for _ in range(8):
+        save_tensors(path, tensors, metadata)
+        contents.add(path.read_bytes())
     assert len(contents) == 1
-    with safetensors.safe_open(tmp_path / "a/b.safetensors", "pt") as file:
-        assert file.metadata() == metadata
-        for name, tensor in tensors.items():
-            assert torch.equal(file.get_tensor(name), tensor)
+    found, found_metadata = load_tensors(path)
+    assert found_metadata == metadata
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(found[name], tensor)
 
 
 def test_figures_are_written_twice_without_a_date_and_closed(tmp_path: Path) -> None:
@@ -434,7 +439,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
         before = files_in(tmp_path)
         for write in (
             lambda: run.write_table("results", table),
-            lambda: run.write_tensors("omega", {"omega": torch.ones(50_000)}),
+            lambda: save_tensors(tmp_path / "omega.safetensors", {"w": torch.ones(50_000)}, {}),
             lambda: run.step("one", lambda: {"note": 1, "scores": table}),
         ):
             with (

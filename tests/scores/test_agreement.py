@@ -136,8 +136,8 @@ def test_objects_with_scores_serve_as_well_as_tensors():
 def test_overlap_closed_form():
     a, b = descending(10), descending(10)
     b[0, [1, 7]] = b[0, [7, 1]]  # ranks 1 and 7 swapped: the top 4 share 3
-    result = overlap_at_k(a, b, 4, ceiling=0.9)
-    assert (result.k, result.shared, result.overlap, result.ceiling) == (4, 3, 0.75, 0.9)
+    result = overlap_at_k(a, b, 4)
+    assert (result.k, result.shared, result.overlap) == (4, 3, 0.75)
     assert result.jaccard == pytest.approx(3 / 5)
     assert result.chance_overlap == pytest.approx(4 / 10)
     assert result.p_value == pytest.approx((comb(4, 3) * 6 + 1) / comb(10, 4))

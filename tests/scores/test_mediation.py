@@ -106,7 +106,7 @@ def test_more_heads_than_there_are_cannot_be_asked_for():
 
 
 def test_means_of_another_model_are_refused(lens, means, shuffled):
-    parts = {"z": means.z[:2], "variance": means.variance[:2], "outputs": means.outputs[:2]}
+    parts = {"z": means.z[:2], "outputs": means.outputs[:2]}
     other = replace(means, **parts, model="other")
     words = (
         r"means of 'other' have sizes \(2, 4, 6, 32\) \(layer, head, d_head, d_model\), model "

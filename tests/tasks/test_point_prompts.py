@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tvlens.errors import TaskError, UnknownNameError
-from tvlens.tasks.base import HasDonors, PromptSet, PromptSource
+from tvlens.tasks.base import HasDonors, HasPlaces, PromptSet, PromptSource
 from tvlens.tasks.regression.functions import Linear, NoisyLinear, SparseLinear
 from tvlens.tasks.regression.inputs import SHIFTS
 from tvlens.tasks.regression.task import FunctionTask
@@ -249,6 +249,8 @@ def test_pairs_of_zeros_stand_where_they_are_asked_for():
     made = prompts.with_dummies((0.0, 0.1, 0.3, 0.3, 1.0))
     # Before example 0, after 1, twice after 3, and after all 10, each counted behind the others.
     assert made.dummies == (0, 2, 5, 6, 14)
+    assert made.places == (0, 4, 10, 12, 28)
+    assert isinstance(made, HasPlaces)
     assert made.xs.shape == (3, 16, 4)
     assert not made.xs[:, made.dummies].any()
     assert not made.ys[:, made.dummies].any()
@@ -259,6 +261,7 @@ def test_pairs_of_zeros_stand_where_they_are_asked_for():
     assert (made.shots, made.points) == (10, (11,))
     assert torch.equal(made.donors().xs, prompts.donors().xs)
     assert prompts.dummies == prompts.with_dummies(()).dummies == ()
+    assert prompts.places == ()
 
 
 def test_noisy_labels_hide_a_twentieth_of_the_variance_from_what_is_asked():

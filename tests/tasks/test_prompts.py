@@ -67,24 +67,6 @@ def test_lists_follow_the_order_of_items():
     assert [text[-7:] for text in some.texts] == ["Q: a\nA:", "Q: b\nA:"]
 
 
-def test_sum_of_equal_kinds_keeps_the_kind():
-    joined = prompts(prompt()) + prompts(prompt(query=Pair("a", "b")))
-    assert joined.kind == "clean"
-    assert joined.answers == ["out", "b"]
-    assert (joined.task, joined.split, joined.shots, joined.seed) == ("t", "test", 2, 0)
-
-
-def test_sum_says_what_differs():
-    zero = prompts(prompt("zero", ()), kind="zero", shots=0, split="train", seed=4)
-    joined = zero + prompts(prompt(), task="u") + prompts(prompt(), task="t")
-    assert joined.kind == "mixed"
-    assert joined.task == "t+u"
-    assert joined.split == "train+test"
-    assert joined.shots == 2
-    assert joined.seed == 4
-    assert [item.kind for item in joined] == ["zero", "clean", "clean"]
-
-
 def test_digest_is_that_of_the_content():
     content = [["clean", prompt().text, " out"]]
     expected = hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()

@@ -111,7 +111,7 @@ def test_the_published_recipe_is_scaled_to_the_model(n_layer, n_head, k, layers)
     generator = torch.Generator().manual_seed(0)
     outputs = torch.randn(n_layer, n_head, 5, generator=generator)
     values = torch.randn(2, n_layer, n_head, generator=generator)
-    means = HeadMeans(outputs, outputs, outputs, (0,), 1, "m")
+    means = HeadMeans(outputs, outputs, (0,), 1, "m")
     effects = IndirectEffects(values, torch.zeros(2), "t", "m", "probability")
     made = published_mixture(means, effects)
     ranked = sorted(

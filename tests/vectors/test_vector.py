@@ -204,6 +204,17 @@ def test_shared_vectors_and_mixtures_act_together_as_alone(kind):
         assert zoo.off(found[:, place], expected) < 1e-4
 
 
+def test_vectors_act_at_the_places_that_prompts_have_for_them(task):
+    lens, prompts = tiny.lens(), tiny.TASK.prompts("test", shots=8, n=2)
+    vectors = [TaskVector.none(lens), mixture()]
+    made = prompts.with_dummies((0.0, 0.5))
+    assert made.places == (0, 10)
+    assert [edit.also for edit, _ in edits_of(vectors, lens, made)] == [(0, 10), (0, 10)]
+    assert all(edit.at_query_only for edit, _ in edits_of(vectors, lens, prompts))
+    ((edit, _),) = edits_of([TaskVector.none(zoo.lens())], zoo.lens(), task.prompts("test", n=1))
+    assert edit.at_query_only
+
+
 def test_edits_are_only_of_what_there_is():
     lens, prompts = tiny.lens(), tiny.TASK.prompts("test", n=2)
     none = TaskVector.none(lens)

@@ -6,7 +6,7 @@ the error of always predicting its mean.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pandas as pd
 import torch
@@ -16,7 +16,6 @@ from torch import Tensor
 from tvlens.errors import TaskError
 from tvlens.evaluation.methods import BARE, Draws, evaluate_prompts
 from tvlens.lens.edits import NoEdit
-from tvlens.lens.hooks import WholePassEngine
 from tvlens.lens.lens import Lens
 from tvlens.stats import bootstrap_mean_axis, bootstrap_ratio_axis
 from tvlens.tasks.base import PromptKind, Split
@@ -156,9 +155,8 @@ def dummy_errors(
         places: shares of the examples before each pair.
         progress: called with the number of prompts finished, of all lengths together.
     """
-    whole = replace(lens, engine=WholePassEngine(lens.backend))
     sets = [curves.at(points).with_dummies(places) for points in curves.points]
-    found = method_errors(whole, sets, methods, progress=progress)
+    found = method_errors(lens, sets, methods, progress=progress)
     return {f"{name}_dummies": errors for name, errors in found.items()}
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tvlens.errors import ModelError, UnknownNameError, VectorError
 from tvlens.lens.edits import Edit
-from tvlens.lens.engine import Reading
+from tvlens.lens.engine import Engine, Reading
 from tvlens.lens.lens import Lens
 from tvlens.stats import Interval, bootstrap_mean
 from tvlens.tasks.base import KINDS, PromptKind, PromptSet, PromptSource, Split
@@ -155,6 +155,7 @@ def evaluate_prompts(
     draws = {name: _draws(lens, name, given) for name, given in {BARE: None, **methods}.items()}
     every = [vector for each in draws.values() for vector in each]
     edits = edits_of(every, lens, prompts)
+    engine = lens.engine_for(*(edit for edit, _ in edits))
     batch = lens.encode(prompts)
     names = [measure.name for measure in lens.readout.measures]
     if exact_match:
@@ -162,16 +163,16 @@ def evaluate_prompts(
     measured = torch.full((len(batch), len(every), len(names)), torch.nan, dtype=torch.float64)
     done = 0
     with lens.frozen(), torch.no_grad():
-        for reading in lens.readings(batch):
+        for reading in lens.readings(batch, engine=engine):
             rows = slice(done, done + len(reading))
             for edit, index in edits:
                 values = []
                 for piece in lens.variants(reading, edit.of_prompts(rows.start, rows.stop)):
-                    outputs = lens.engine.run(reading, piece)
+                    outputs = engine.run(reading, piece)
                     values.append(lens.readout.measure(outputs, reading.batch).double().cpu())
                     if exact_match:
                         started = lens.readout.answered(outputs, reading.batch)
-                        right = _exact_match(lens, reading, piece, started)
+                        right = _exact_match(lens, engine, reading, piece, started)
                         values[-1] = torch.cat([values[-1], right[..., None]], dim=-1)
                 measured[rows, index] = torch.cat(values, dim=1)
             done = rows.stop
@@ -233,6 +234,7 @@ def _draws(lens: Lens, name: str, given: Draws) -> Sequence[Vector]:
 
 def _exact_match(
     lens: Lens,
+    engine: Engine[Any],
     reading: Reading,
     edit: Edit,
     started: Bool[Tensor, "batch variant"],
@@ -249,7 +251,7 @@ def _exact_match(
     answers = [text.strip() for text in decode([list(a) for a in reading.batch.answers])]
     # One token more than the answer, so that a continuation that goes on is seen.
     length = max(len(answer) for answer in reading.batch.answers) + 1
-    tokens = lens.engine.generate(reading, edit.of_variants(alive), length)
+    tokens = engine.generate(reading, edit.of_variants(alive), length)
     for column, variant in enumerate(alive.tolist()):
         for row, (text, answer) in enumerate(zip(decode(tokens[:, column]), answers, strict=True)):
             right[row, variant] = float(text.split("\n")[0].strip() == answer)

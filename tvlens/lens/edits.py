@@ -1,16 +1,19 @@
-"""What an intervention changes at the query position, as plain values.
+"""What an intervention changes, and where, as plain values.
 
-An `Edit` holds a number of *variants*, each a different change of the same prompts. It says nothing
-of how the change is carried out: `tvlens.lens.hooks` applies it with hooks during whole forward
-passes and `tvlens.lens.replay` applies it to replayed last positions. Both read the same value, so
-both can be compared on it.
+An `Edit` holds a number of *variants*, each a different change of the same prompts. It acts at the
+query position, and at further columns where it names some. It says nothing of how the change is
+carried out: `tvlens.lens.hooks` applies it with hooks during whole forward passes and
+`tvlens.lens.replay` applies it to replayed last positions, which are all that edits of the query
+alone need. Both read the same value, so both can be compared on it.
 
 Axes: `batch` prompts, `variant` changes tried on each of them. An axis of a stored tensor may have
 size 1 where the change is the same for every prompt.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,9 +21,33 @@ from torch import Tensor
 
 from tvlens.errors import ShapeError
 
+E = TypeVar("E", bound="Edit")
 
+
+@dataclass(frozen=True, kw_only=True)
 class Edit(ABC):
-    """A batch of changes to make at the query position, `n_variant` of them for every prompt."""
+    """A batch of changes to make, `n_variant` of them for every prompt.
+
+    Attributes:
+        also: further columns of the model's input, the same in every row, at which the edit acts as
+            at the query.
+    """
+
+    also: tuple[int, ...] = ()
+
+    @property
+    def at_query_only(self) -> bool:
+        """Whether the edit acts at the query position and nowhere else."""
+        return not self.also
+
+    def sites(self, query: Int[Tensor, " batch"]) -> Int[Tensor, "batch site"]:
+        """Every column at which the edit acts on each prompt: its query, and those of `also`."""
+        also = torch.tensor(self.also, dtype=query.dtype, device=query.device)
+        return torch.cat([query[:, None], also.expand(len(query), -1)], dim=1)
+
+    def and_at(self: E, columns: Sequence[int]) -> E:
+        """The same edit, acting at these columns too."""
+        return replace(self, also=(*self.also, *columns))
 
     @property
     @abstractmethod

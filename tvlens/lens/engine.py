@@ -34,7 +34,7 @@ R = TypeVar("R", bound=Reading)
 
 
 class Engine(ABC, Generic[R]):
-    """Runs a model on prompts whose query position is edited.
+    """Runs a model on prompts that are edited, and reads it at their query positions.
 
     Attributes:
         backend: the model.
@@ -62,4 +62,8 @@ class Engine(ABC, Generic[R]):
     def generate(
         self, reading: R, edit: Edit, n_tokens: int
     ) -> Int[Tensor, "batch variant n_tokens"]:
-        """Greedy continuation of every prompt; the edit acts at the query position only."""
+        """Greedy continuation of every prompt; the edit acts on the prompt alone.
+
+        Raises:
+            ShapeError: something follows the query position of a prompt.
+        """

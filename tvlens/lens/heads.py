@@ -17,11 +17,10 @@ from tvlens.tasks.base import HasDonors, PromptSet
 
 @dataclass(frozen=True)
 class HeadMeans(Kept):
-    """Mean and spread of every head's `hook_z` over prompts, and the mean contribution.
+    """Mean of every head's `hook_z` over prompts, and the mean contribution.
 
     Attributes:
         z: mean of `hook_z` at the query position.
-        variance: unbiased variance of it over prompts, NaN for one prompt.
         outputs: mean contribution to the residual stream, `z @ W_O`, without the output bias.
         kept: indices of the prompts that entered the mean.
         offered: number of prompts that were offered.
@@ -29,7 +28,6 @@ class HeadMeans(Kept):
     """
 
     z: Float[Tensor, "layer head d_head"]
-    variance: Float[Tensor, "layer head d_head"]
     outputs: Float[Tensor, "layer head d_model"]
     kept: tuple[int, ...]
     offered: int
@@ -43,14 +41,13 @@ class HeadMeans(Kept):
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Means and contributions; which prompts entered, how many were offered, and the model."""
         facts = {"kept": list(self.kept), "offered": self.offered, "model": self.model}
-        return {"z": self.z, "variance": self.variance, "outputs": self.outputs}, facts
+        return {"z": self.z, "outputs": self.outputs}, facts
 
     @classmethod
     def of_state(cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> "HeadMeans":
         """The means that have this state."""
         return cls(
             tensors["z"],
-            tensors["variance"],
             tensors["outputs"],
             tuple(facts["kept"]),
             facts["offered"],
@@ -111,27 +108,20 @@ def donor_outputs(lens: Lens, prompts: PromptSet) -> HeadOutputs:
     return HeadOutputs(z, outputs, lens.name)
 
 
-class _StreamingMoments:
-    """Mean and variance of batches seen one after another, in float64 (Chan, Golub and LeVeque)."""
+class _StreamingMean:
+    """Mean of batches seen one after another, in float64."""
 
     def __init__(self) -> None:
         self.count = 0
         self.mean: Tensor | float = 0.0
-        self.squares: Tensor | float = 0.0
 
     def add(self, values: Tensor) -> None:
         values = values.double()
         n = values.shape[0]
         if not n:
             return
-        mean = values.mean(dim=0)
-        delta = mean - self.mean
-        total = self.count + n
-        self.squares = (
-            self.squares + (values - mean).square().sum(dim=0) + delta**2 * (self.count * n / total)
-        )
-        self.mean = self.mean + delta * (n / total)
-        self.count = total
+        self.count += n
+        self.mean = self.mean + (values.mean(dim=0) - self.mean) * (n / self.count)
 
 
 def mean_head_outputs(
@@ -157,7 +147,7 @@ def mean_head_outputs(
         NumericalError: an activation is not finite.
     """
     batch = lens.encode(prompts)
-    moments = _StreamingMoments()
+    streaming = _StreamingMean()
     kept: list[int] = []
     seen = 0
     unedited = NoEdit(lens.n_layer)
@@ -167,7 +157,7 @@ def mean_head_outputs(
             if answered_only:
                 outputs = lens.engine.run(reading, unedited)
                 right = lens.readout.answered(outputs, reading.batch)[:, 0].cpu()
-            moments.add(reading.z[right.to(reading.z.device)])
+            streaming.add(reading.z[right.to(reading.z.device)])
             kept += [seen + i for i in right.nonzero().flatten().tolist()]
             seen += len(reading)
             if progress is not None:
@@ -178,15 +168,12 @@ def mean_head_outputs(
             f"{prompts.shots}-shot prompts, so there is no mean over answered prompts; pass "
             "answered_only=False, or a task that the model does"
         )
-    mean, squares = torch.as_tensor(moments.mean), torch.as_tensor(moments.squares)
+    mean = torch.as_tensor(streaming.mean)
     if not torch.isfinite(mean).all():
         layer, head = (~torch.isfinite(mean)).any(dim=2).nonzero()[0].tolist()
         raise NumericalError(
             f"hook_z of head ({layer}, {head}) of {lens.name!r} is not finite on task "
             f"{prompts.task!r}; expected finite activations; try dtype=torch.float32"
         )
-    variance = squares / (len(kept) - 1) if len(kept) > 1 else torch.full_like(squares, torch.nan)
     outputs = torch.einsum("lhd,lhdm->lhm", mean, lens.w_o.double())
-    return HeadMeans(
-        mean.float(), variance.float(), outputs.float(), tuple(kept), len(prompts), lens.name
-    )
+    return HeadMeans(mean.float(), outputs.float(), tuple(kept), len(prompts), lens.name)

@@ -51,20 +51,19 @@ def counted_hooks(
 
 
 @contextmanager
-def intervene(
-    backend: Backend, edit: Edit, query: Int[Tensor, " batch"] | Int[Tensor, "batch site"]
-) -> Iterator[Counter[str]]:
+def intervene(backend: Backend, edit: Edit, query: Int[Tensor, " batch"]) -> Iterator[Counter[str]]:
     """Make `edit` act on forward passes of the model inside the `with` block.
 
     The model must be given `batch * variant` rows, the variants of one prompt next to each other.
 
     Args:
         backend: the model.
-        edit: what to change at the query position.
-        query: query position of each prompt, or several positions to act at.
+        edit: what to change, at the query position and at the further columns that it names.
+        query: query position of each prompt.
 
     Raises:
-        ShapeError: `edit` is for a model with another number of layers, or the rows do not fit.
+        ShapeError: `edit` is for a model with another number of layers, or the rows or columns do
+            not fit.
         InterventionError: a hook never fired.
     """
     if edit.n_layer != backend.n_layer:
@@ -73,13 +72,20 @@ def intervene(
             f"{backend.n_layer}; build it from vectors or means of this model"
         )
     n_batch, n_variant = query.shape[0], edit.n_variant
-    sites = query.view(n_batch, -1).repeat_interleave(n_variant, dim=0)
+    sites = edit.sites(query).repeat_interleave(n_variant, dim=0)
 
     def change(layer: int, act: Callable[[int, Tensor], Tensor], activation: Tensor) -> Tensor:
         if activation.shape[0] != n_batch * n_variant:
             raise ShapeError(
                 f"the model was run on {activation.shape[0]} rows, the edit is for {n_batch} "
                 f"prompts x {n_variant} variants = {n_batch * n_variant} rows"
+            )
+        outside = [column for column in edit.also if not 0 <= column < activation.shape[1]]
+        if outside:
+            raise ShapeError(
+                f"{type(edit).__name__} also acts at column {outside[0]}, but the model was run on "
+                f"{activation.shape[1]} columns; expected columns from 0 to "
+                f"{activation.shape[1] - 1}: count them in the batch, padding included"
             )
         rows = torch.arange(activation.shape[0], device=activation.device)
         changed = activation.clone()
@@ -157,7 +163,7 @@ class WholePassEngine(Engine[WholePrompts]):
         n = edit.n_variant
         inputs = batch.inputs.repeat_interleave(n, dim=0)
         mask = batch.mask.repeat_interleave(n, dim=0)
-        with intervene(self.backend, edit, batch.sites):
+        with intervene(self.backend, edit, batch.query):
             logits = self.backend.forward(inputs, mask)
         rows = torch.arange(len(inputs), device=inputs.device)
         at_query = logits[rows, batch.query.repeat_interleave(n)]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tvlens.lens.edits import Edit
 from tvlens.lens.engine import Engine, Reading
+from tvlens.lens.hooks import WholePassEngine
 from tvlens.lens.readout import Readout
 from tvlens.models.backend import Backend
 from tvlens.models.batch import Batch
@@ -65,14 +66,14 @@ class Lens:
             f"heads, d_model {self.d_model}, {self.engine.name})"
         )
 
-    def encode(self, prompts: PromptSet, *, pad_side: str = "left") -> Batch:
-        """The prompts as inputs of the model, padded where need be, with their answers.
+    def encode(self, prompts: PromptSet) -> Batch:
+        """The prompts as inputs of the model, padded on the left where need be, with their answers.
 
         Raises:
             TaskError: an answer tokenises to nothing, or a prompt exceeds the context.
             ModelError: the model does not read prompts of this kind.
         """
-        return self.backend.encode(prompts, prefix=self.prefix, pad_side=pad_side)
+        return self.backend.encode(prompts, prefix=self.prefix)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -80,17 +81,35 @@ class Lens:
         with self.backend.frozen():
             yield
 
-    def readings(self, batch: Batch, *, max_prompts: int | None = None) -> Iterator[Reading]:
+    def engine_for(self, *edits: Edit) -> Engine[Any]:
+        """The engine that can run all these edits: the lens' own if they act at the query alone.
+
+        What is changed before the query changes what the query sees, so such edits need whole
+        forward passes. Prompts must be read by the engine that runs them.
+        """
+        if all(edit.at_query_only for edit in edits):
+            return self.engine
+        return WholePassEngine(self.backend)
+
+    def readings(
+        self, batch: Batch, *, engine: Engine[Any] | None = None, max_prompts: int | None = None
+    ) -> Iterator[Reading]:
         """The prompts read in pieces of at most `max_tokens` tokens, one piece at a time.
 
         Rows that share a prompt stay together.
+
+        Args:
+            batch: the prompts.
+            engine: reads them, and is the one to run them; the lens' own by default.
+            max_prompts: most rows to a piece.
         """
+        engine = engine or self.engine
         step = max(1, self.max_tokens // batch.inputs.shape[1])
         if max_prompts is not None:
             step = max(1, min(step, max_prompts // batch.shared))
         step *= batch.shared
         for start in range(0, len(batch), step):
-            yield self.engine.read(batch[start : start + step])
+            yield engine.read(batch[start : start + step])
 
     def variants(self, reading: Reading, edit: Edit) -> Iterator[Edit]:
         """The edit in pieces of at most `max_rows` rows for these prompts."""
@@ -110,7 +129,7 @@ class Lens:
 
         Args:
             prompts: what the model is asked.
-            edit: what is changed at the query position.
+            edit: what is changed; where it acts decides which engine runs it.
             read: reduces outputs `[batch variant d_vocab]` to `[batch variant …]`.
             advance: called with the number of prompts finished, for progress bars.
 
@@ -118,13 +137,14 @@ class Lens:
             The reduced outputs of all prompts and variants, `[batch variant …]`.
         """
         batch = prompts if isinstance(prompts, Batch) else self.encode(prompts)
+        engine = self.engine_for(edit)
         found: list[Tensor] = []
         done = 0
         with self.frozen(), torch.no_grad():
-            for reading in self.readings(batch):
+            for reading in self.readings(batch, engine=engine):
                 of_piece = edit.of_prompts(done, done + len(reading))
                 parts = [
-                    read(self.engine.run(reading, piece), reading.batch)
+                    read(engine.run(reading, piece), reading.batch)
                     for piece in self.variants(reading, of_piece)
                 ]
                 found.append(torch.cat(parts, dim=1))

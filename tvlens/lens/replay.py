@@ -1,10 +1,10 @@
 """Exact last-position replay: run each prompt once, then only its query position for every edit.
 
-All edits act at the query position, and causal attention lets nothing before it depend on it. So
-the prefix's keys and values are computed once; a *row* is one variant of the query position,
-attending to the shared prefix and to itself. Rows of one prompt never see each other. A variant
-branches off the unedited row at the first layer it changes. The numbers are those of whole forward
-passes to float precision.
+Edits that act at the query position alone change nothing before it: causal attention lets nothing
+there depend on it. So the prefix's keys and values are computed once; a *row* is one variant of the
+query position, attending to the shared prefix and to itself. Rows of one prompt never see each
+other. A variant branches off the unedited row at the first layer it changes. The numbers are those
+of whole forward passes to float precision.
 """
 
 from collections.abc import Sequence
@@ -77,11 +77,6 @@ class ReplayEngine(Engine[Prefix]):
         self.anatomy: Anatomy = backend.anatomy()
 
     def read(self, batch: Batch) -> Prefix:
-        if batch.also:
-            raise ShapeError(
-                f"replay runs the query position alone, but edits of these prompts also act at "
-                f"{batch.also}; use tvlens.lens.hooks.WholePassEngine for prompts with dummies"
-            )
         batch = batch.to(self.backend.device)
         rows = batch.prompt_of_row
         inputs, mask = batch.inputs[:: batch.shared], batch.mask[:: batch.shared]
@@ -195,6 +190,11 @@ class ReplayEngine(Engine[Prefix]):
         return inputs[:, reading.batch.inputs.shape[1] :].unflatten(0, (len(reading), n))
 
     def _require_fit(self, edit: Edit) -> None:
+        if not edit.at_query_only:
+            raise ShapeError(
+                f"replay runs the query position alone, but this {type(edit).__name__} also acts "
+                f"at columns {edit.also}; use Lens.engine_for(edit), which runs it by whole passes"
+            )
         if edit.n_layer != self.backend.n_layer:
             raise ShapeError(
                 f"{type(edit).__name__} is for {edit.n_layer} layers, {self.backend.name!r} has "

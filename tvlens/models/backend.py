@@ -119,7 +119,7 @@ class Backend(ABC):
             for parameter, grad in wanted:
                 parameter.requires_grad_(grad)
 
-    def encode(self, prompts: Any, *, prefix: Sequence[int], pad_side: str) -> Batch:
+    def encode(self, prompts: Any, *, prefix: Sequence[int]) -> Batch:
         """The prompts as padded tokens with their answers.
 
         Raises:
@@ -137,7 +137,6 @@ class Backend(ABC):
             prompts.continuations,
             prefix=prefix,
             n_ctx=self.n_ctx,
-            pad_side=pad_side,
         )
 
     def short_prompts(self) -> Batch:

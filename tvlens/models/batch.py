@@ -13,19 +13,18 @@ from tvlens.errors import ShapeError
 
 @dataclass(frozen=True)
 class Batch:
-    """Encoded prompts, left-padded unless `pad_side` was asked otherwise.
+    """Encoded prompts, padded on the left.
 
     Attributes:
         inputs: token ids, or vectors for models that read numbers; padding holds a valid input
             that the mask hides.
         mask: True at real inputs.
-        query: column of each prompt's last real input, the query position.
+        query: column at which each prompt is asked, the query position: that of its last input, or
+            an earlier one for prompts asked at several positions.
         target: first token of the right answer, or the right number.
         answers: all tokens of the right answer, per prompt; empty for numbers.
         shared: so many neighbouring rows hold the same inputs, asked at different positions; they
             are read once.
-        also: further positions, the same in every row, at which edits act as at the query; only
-            whole forward passes know them.
     """
 
     inputs: Int[Tensor, "batch pos"] | Float[Tensor, "batch pos n_dims"]
@@ -34,7 +33,6 @@ class Batch:
     target: Int[Tensor, " batch"] | Float[Tensor, " batch"]
     answers: tuple[tuple[int, ...], ...]
     shared: int = 1
-    also: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return self.inputs.shape[0]
@@ -63,7 +61,7 @@ class Batch:
     ) -> "Batch":
         inputs, mask = change(self.inputs), change(self.mask)
         query, target = change(self.query), change(self.target)
-        return Batch(inputs, mask, query, target, answers, shared, self.also)
+        return Batch(inputs, mask, query, target, answers, shared)
 
     def take(self, index: slice | Int[Tensor, " chosen"]) -> "Batch":
         """The prompts at `index`, in that order; a slice copies nothing."""
@@ -93,26 +91,19 @@ class Batch:
             torch.cat([part.target for part in parts]),
             tuple(answer for part in parts for answer in part.answers),
             parts[0].shared if len({part.shared for part in parts}) == 1 else 1,
-            _same_places(parts),
         )
-
-    @property
-    def sites(self) -> Int[Tensor, "batch site"]:
-        """Every position at which edits act: the query, and those of `also`."""
-        also = torch.tensor(self.also, dtype=torch.long, device=self.query.device)
-        return torch.cat([self.query[:, None], also.expand(len(self), -1)], dim=1)
 
     def require_query_last(self) -> None:
         """Refuse a batch in which something follows a query position.
 
         Raises:
-            ShapeError: the batch is padded on the right.
+            ShapeError: a prompt is asked before its last input.
         """
         width = self.inputs.shape[1]
         if not bool((self.query == width - 1).all()):
             raise ShapeError(
                 "Batch: generation continues after the last column, but some query positions lie "
-                "before it; encode the prompts with pad_side='left'"
+                "before it; ask every prompt at its last input, curves at one number of points"
             )
 
     def to(self, device: torch.device) -> "Batch":
@@ -135,33 +126,20 @@ class Batch:
         answers: Sequence[Sequence[int]],
         *,
         pad_id: int = 0,
-        pad_side: str = "left",
     ) -> "Batch":
-        """The batch of token rows padded to the longest one.
+        """The batch of token rows padded on the left to the longest one, each asked at its end.
 
         Args:
             rows: token ids of each prompt.
             answers: token ids of each right answer, at least one each.
             pad_id: id written into padding.
-            pad_side: "left" or "right".
         """
         width = max(len(row) for row in rows)
         inputs = torch.full((len(rows), width), pad_id, dtype=torch.long)
         mask = torch.zeros((len(rows), width), dtype=torch.bool)
         for i, row in enumerate(rows):
-            span = slice(width - len(row), width) if pad_side == "left" else slice(0, len(row))
-            inputs[i, span] = torch.tensor(row, dtype=torch.long)
-            mask[i, span] = True
-        query = width - 1 - mask.flip(1).int().argmax(dim=1)
+            inputs[i, width - len(row) :] = torch.tensor(row, dtype=torch.long)
+            mask[i, width - len(row) :] = True
+        query = torch.full((len(rows),), width - 1)
         target = torch.tensor([answer[0] for answer in answers], dtype=torch.long)
         return cls(inputs, mask, query, target, tuple(tuple(a) for a in answers))
-
-
-def _same_places(parts: Sequence[Batch]) -> tuple[int, ...]:
-    alike = {(part.also, part.inputs.shape[1]) for part in parts}
-    if len(alike) > 1 and any(part.also for part in parts):
-        raise ShapeError(
-            "batches whose edits act at different places cannot be joined; expected prompts of one "
-            "length with the same dummies: run them one after another"
-        )
-    return parts[0].also

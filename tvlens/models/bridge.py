@@ -9,7 +9,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tvlens.errors import ModelError
-from tvlens.models.anatomy import Anatomy, Block, UnknownArchitectureError
+from tvlens.models.anatomy import (
+    Anatomy,
+    Block,
+    UnknownArchitectureError,
+    finish,
+    refuse_unknown,
+    side_by_side,
+    turn,
+)
 from tvlens.models.backend import Backend
 from tvlens.models.encode import special_prefix
 
@@ -39,7 +47,7 @@ class BridgeBackend(Backend):
 
     def anatomy(self) -> Anatomy:
         config = self.model.original_model.config
-        _refuse_unknown(config, self.model)
+        refuse_unknown(_unknown(config, self.model))
         rotary = _rotary(self.model)
         n_kv_head = int(getattr(self.model.cfg, "n_key_value_heads", None) or self.n_head)
         return Anatomy(
@@ -86,14 +94,15 @@ def bridge_from_huggingface(hf_model: Any, tokenizer: Any, dtype: torch.dtype) -
     return bridge
 
 
-def _refuse_unknown(config: Any, model: Any) -> None:
+def _unknown(config: Any, model: Any) -> dict[str, bool]:
+    """Parts that replay does not know, by name, and whether the model has them."""
     window = getattr(config, "sliding_window", None)
     uses_window = window is not None and getattr(config, "use_sliding_window", True)
     layer_kinds = set(getattr(config, "layer_types", None) or ())
     layer_kinds |= set(getattr(config, "attention_layers", None) or ())
     layer_kinds -= {"full_attention", "global"}
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
-    unknown = {
+    return {
         "sliding_window": uses_window,
         f"layer types {sorted(layer_kinds)}": bool(layer_kinds),
         "attn_logit_softcapping": bool(getattr(config, "attn_logit_softcapping", None)),
@@ -111,9 +120,6 @@ def _refuse_unknown(config: Any, model: Any) -> None:
         )
         or not hasattr(model, "ln_final"),
     }
-    found = [name for name, present in unknown.items() if present]
-    if found:
-        raise UnknownArchitectureError(f"replay does not know {', '.join(found)}")
 
 
 class _SharedRotary:
@@ -130,32 +136,32 @@ class _SharedRotary:
             with torch.no_grad():
                 cos, sin = self.module(self.example, ids[None])
             self.cos, self.sin = cos[0], sin[0]
-        return self.cos[positions].unsqueeze(-2), self.sin[positions].unsqueeze(-2)
+        return self.cos[positions], self.sin[positions]
 
     def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
-        cos, sin = self.tables(positions)
-        turned, kept = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
-        low, high = turned.chunk(2, dim=-1)
-        turned = turned * cos + torch.cat([-high, low], dim=-1) * sin
-        return torch.cat([turned, kept], dim=-1)
+        return turn(x, *self.tables(positions), _quarter_of_halves)
+
+
+def _quarter_of_halves(x: Tensor) -> Tensor:
+    low, high = x.chunk(2, dim=-1)
+    return torch.cat([-high, low], dim=-1)
+
+
+def _quarter_of_neighbours(x: Tensor) -> Tensor:
+    return torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)
 
 
 def _rotate_adjacent(table: Tensor, x: Tensor, positions: Tensor) -> Tensor:
     """GPT-J's rotary embedding: neighbouring components are paired."""
     sin, cos = table[positions].repeat_interleave(2, dim=-1).chunk(2, dim=-1)
-    sin, cos = sin.unsqueeze(-2), cos.unsqueeze(-2)
-    turned, kept = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
-    flipped = torch.stack([-turned[..., 1::2], turned[..., ::2]], dim=-1).flatten(-2)
-    return torch.cat([turned * cos + flipped * sin, kept], dim=-1).to(x.dtype)
+    return turn(x, cos, sin, _quarter_of_neighbours).to(x.dtype)
 
 
 def _rotary(model: Any) -> Callable[[Tensor, Tensor], Tensor] | None:
     if model.cfg.positional_embedding_type == "standard":
         return None
-    if model.cfg.positional_embedding_type != "rotary":
-        raise UnknownArchitectureError(
-            f"replay does not know positional_embedding_type {model.cfg.positional_embedding_type}"
-        )
+    kind = model.cfg.positional_embedding_type
+    refuse_unknown({f"positional_embedding_type {kind}": kind != "rotary"})
     base = model.original_model.base_model
     if hasattr(base, "rotary_emb"):
         example = model.blocks[0].attn.W_Q.detach().new_zeros(1)
@@ -168,9 +174,7 @@ def _rotary(model: Any) -> Callable[[Tensor, Tensor], Tensor] | None:
 
 def _block(cfg: Any, block: Any, rotate: Callable[[Tensor, Tensor], Tensor] | None) -> Block:
     attn = block.attn
-    weights = [attn.W_Q, attn.W_K, attn.W_V]
     biases = [attn.b_Q, attn.b_K, attn.b_V]
-    w_qkv = torch.cat([w.detach().transpose(0, 1).flatten(1) for w in weights], dim=1)
     b_qkv = None
     if biases[0] is not None:
         b_qkv = torch.cat([b.detach().flatten() for b in biases])
@@ -178,7 +182,7 @@ def _block(cfg: Any, block: Any, rotate: Callable[[Tensor, Tensor], Tensor] | No
     scale = getattr(attn.original_component, "scaling", None)
     return Block(
         norm=block.ln1,
-        w_qkv=w_qkv.contiguous(),
+        w_qkv=side_by_side([attn.W_Q, attn.W_K, attn.W_V]),
         b_qkv=b_qkv,
         norm_query=_head_norm(attn, "q_norm"),
         norm_key=_head_norm(attn, "k_norm"),
@@ -186,25 +190,19 @@ def _block(cfg: Any, block: Any, rotate: Callable[[Tensor, Tensor], Tensor] | No
         w_o=w_o.flatten(0, 1),
         b_o=None if attn.b_O is None else attn.b_O.detach(),
         scale=w_o.shape[1] ** -0.5 if scale is None else float(scale),
-        finish=_finish(cfg, block),
+        finish=_finish(block, parallel=bool(cfg.parallel_attn_mlp)),
     )
 
 
 def _head_norm(attn: Any, name: str) -> Callable[[Tensor], Tensor] | None:
     if name not in attn.submodules:
         return None
-    if getattr(attn, "_qk_norm_phase", None) != "post_reshape":
-        raise UnknownArchitectureError(f"replay does not know {name} over all heads at once")
+    per_head = getattr(attn, "_qk_norm_phase", None) == "post_reshape"
+    refuse_unknown({f"{name} over all heads at once": not per_head})
     return getattr(attn, name)
 
 
-def _finish(cfg: Any, block: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    def parallel(residual: Tensor, attn_out: Tensor) -> Tensor:
-        norm = block.ln2 if hasattr(block, "ln2") else block.ln1
-        return residual + attn_out + block.mlp(norm(residual))
-
-    def sequential(residual: Tensor, attn_out: Tensor) -> Tensor:
-        middle = residual + attn_out
-        return middle + block.mlp(block.ln2(middle))
-
-    return parallel if cfg.parallel_attn_mlp else sequential
+def _finish(block: Any, *, parallel: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    # Some parallel blocks have one norm for both.
+    norm = block.ln1 if parallel and not hasattr(block, "ln2") else block.ln2
+    return finish(norm, block.mlp, parallel=parallel)

@@ -24,7 +24,6 @@ def encode_text(
     *,
     prefix: Sequence[int],
     n_ctx: int,
-    pad_side: str = "left",
 ) -> Batch:
     """The batch of prompts and of the answers that should follow them.
 
@@ -34,7 +33,6 @@ def encode_text(
         continuations: right answers, with the space that precedes them.
         prefix: special tokens put before every prompt.
         n_ctx: longest sequence that the model takes.
-        pad_side: "left" or "right".
 
     Raises:
         ModelError: there is no tokenizer.
@@ -73,4 +71,4 @@ def encode_text(
         rows.append([*prefix, *prompt])
         answers.append(answer)
     pad_id = tokenizer.pad_token_id
-    return Batch.pad(rows, answers, pad_id=0 if pad_id is None else pad_id, pad_side=pad_side)
+    return Batch.pad(rows, answers, pad_id=0 if pad_id is None else pad_id)

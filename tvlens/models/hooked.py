@@ -11,7 +11,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tvlens.errors import ModelError
-from tvlens.models.anatomy import Anatomy, Block, UnknownArchitectureError
+from tvlens.models.anatomy import (
+    Anatomy,
+    Block,
+    finish,
+    finish_without_mlp,
+    refuse_unknown,
+    side_by_side,
+    turn,
+)
 from tvlens.models.backend import Backend
 from tvlens.models.encode import special_prefix
 
@@ -40,7 +48,7 @@ class HookedBackend(Backend):
 
     def anatomy(self) -> Anatomy:
         cfg = self.model.cfg
-        _refuse_unknown(cfg)
+        refuse_unknown(_unknown(cfg))
         return Anatomy(
             blocks=tuple(_block(cfg, block) for block in self.model.blocks),
             n_head=cfg.n_heads,
@@ -149,8 +157,9 @@ def _require_same_logits(hf_model: Any, model: Any, architecture: str) -> None:
         )
 
 
-def _refuse_unknown(cfg: Any) -> None:
-    unknown = {
+def _unknown(cfg: Any) -> dict[str, bool]:
+    """Parts that replay does not know, by name, and whether the model has them."""
+    return {
         "positional_embedding_type": cfg.positional_embedding_type not in ("standard", "rotary"),
         "attention_dir": cfg.attention_dir != "causal",
         "use_local_attn": bool(cfg.use_local_attn),
@@ -162,9 +171,6 @@ def _refuse_unknown(cfg: Any) -> None:
         "use_dynamic_ntk_rope": getattr(cfg, "use_dynamic_ntk_rope", False),
         "clip_qkv": getattr(cfg, "clip_qkv", None) is not None,
     }
-    found = [name for name, present in unknown.items() if present]
-    if found:
-        raise UnknownArchitectureError(f"replay does not know {', '.join(found)}")
 
 
 def _block(cfg: Any, block: Any) -> Block:
@@ -172,12 +178,10 @@ def _block(cfg: Any, block: Any) -> Block:
     grouped = hasattr(attn, "_W_K")
     weights = [attn.W_Q, attn._W_K if grouped else attn.W_K, attn._W_V if grouped else attn.W_V]
     biases = [attn.b_Q, attn._b_K if grouped else attn.b_K, attn._b_V if grouped else attn.b_V]
-    # [head, d_model, d_head] -> [d_model, head * d_head]
-    w_qkv = torch.cat([w.detach().transpose(0, 1).flatten(1) for w in weights], dim=1)
     has_norm = bool(cfg.use_qk_norm)
     return Block(
         norm=block.ln1,
-        w_qkv=w_qkv.contiguous(),
+        w_qkv=side_by_side(weights),
         b_qkv=torch.cat([b.detach().flatten() for b in biases]),
         norm_query=partial(_norm_heads, attn.q_norm) if has_norm else None,
         norm_key=partial(_norm_heads, attn.k_norm) if has_norm else None,
@@ -198,23 +202,10 @@ def _rotate(attn: Any, x: Tensor, positions: Tensor) -> Tensor:
     if needed > attn.rotary_cos.shape[0]:
         # The table grows only inside apply_rotary, and there is no public call for it.
         attn.apply_rotary(x.new_zeros(1, needed, 1, attn.cfg.d_head))
-    turned, kept = x[..., : attn.cfg.rotary_dim], x[..., attn.cfg.rotary_dim :]
-    cos, sin = attn.rotary_cos[positions].unsqueeze(-2), attn.rotary_sin[positions].unsqueeze(-2)
-    turned = turned * cos + attn.rotate_every_two(turned) * sin
-    return torch.cat([turned, kept], dim=-1)
+    return turn(x, attn.rotary_cos[positions], attn.rotary_sin[positions], attn.rotate_every_two)
 
 
 def _finish(cfg: Any, block: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    def attention_only(residual: Tensor, attn_out: Tensor) -> Tensor:
-        return residual + attn_out
-
-    def parallel(residual: Tensor, attn_out: Tensor) -> Tensor:
-        return residual + attn_out + block.apply_mlp(block.ln2(residual))
-
-    def sequential(residual: Tensor, attn_out: Tensor) -> Tensor:
-        middle = residual + attn_out
-        return middle + block.apply_mlp(block.ln2(middle))
-
     if cfg.attn_only:
-        return attention_only
-    return parallel if cfg.parallel_attn_mlp else sequential
+        return finish_without_mlp
+    return finish(block.ln2, block.apply_mlp, parallel=bool(cfg.parallel_attn_mlp))

@@ -35,7 +35,6 @@ from tvlens.runs.storage import (
     K,
     encode,
     encode_json,
-    encode_tensors,
     read,
     remove,
     replacing,
@@ -55,13 +54,11 @@ class Run:
     Attributes:
         folder: the run folder.
         manifest: what `manifest.json` says.
-        resumed: whether the folder already held an earlier session of this run.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any], lock: BaseFileLock) -> None:
         self.folder = folder
         self.manifest = manifest
-        self.resumed = bool(manifest["earlier_sessions"])
         self._lock = lock
         self._steps_seen: set[str] = set()
 
@@ -198,18 +195,6 @@ class Run:
         write(path.with_suffix(".parquet"), encode(f"table {name!r}", table, {})[1])
         # Without a float_format pandas writes the shortest text that reads back as the same number.
         write(path, table.to_csv(index=False, lineterminator="\n").encode())
-        return path
-
-    def write_tensors(
-        self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-    ) -> Path:
-        """Returns the path of `name.safetensors`, written with these tensors and this metadata.
-
-        Raises:
-            RunError: the file cannot be written.
-        """
-        path = self._path(f"{name}.safetensors")
-        write(path, encode_tensors(tensors, metadata or {}))
         return path
 
     def write_figure(self, name: str, figure: Figure) -> Path:

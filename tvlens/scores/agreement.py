@@ -48,7 +48,7 @@ class Overlap:
     `shared` counts the heads in both; where scores tie at the cut, it is the mean over the ways of
     breaking the tie. `overlap` is shared / k, `jaccard` shared / (2k - shared); their `chance_`
     values are exact expectations (hypergeometric), and `p_value` is the probability that random
-    sets share at least as many. `ceiling` is the overlap a map reaches with itself (`split_half`).
+    sets share at least as many.
     """
 
     k: int
@@ -58,7 +58,6 @@ class Overlap:
     chance_overlap: float
     chance_jaccard: float
     p_value: float
-    ceiling: float | None = None
 
 
 class Correlation(NamedTuple):
@@ -91,7 +90,7 @@ def top_heads(scores: HeadScores, k: int) -> list[Head]:
     return rank_heads(scores)[:k]
 
 
-def overlap_at_k(a: HeadScores, b: HeadScores, k: int, *, ceiling: float | None = None) -> Overlap:
+def overlap_at_k(a: HeadScores, b: HeadScores, k: int) -> Overlap:
     """Agreement of the two top-k sets beside its chance level.
 
     Example:
@@ -111,7 +110,6 @@ def overlap_at_k(a: HeadScores, b: HeadScores, k: int, *, ceiling: float | None 
         chance_overlap=row["chance"],
         chance_jaccard=float(jaccard),
         p_value=row["p_value"],
-        ceiling=ceiling,
     )
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -13,7 +12,7 @@ from tvlens.lens.edits import ReplaceHeads
 from tvlens.lens.heads import HeadMeans, donor_outputs
 from tvlens.lens.lens import Lens
 from tvlens.scores.score import Scores
-from tvlens.tasks.base import PromptSet, Split
+from tvlens.tasks.base import PromptSet
 from tvlens.tasks.text.prompts import Prompts
 from tvlens.tasks.text.task import Task
 
@@ -59,7 +58,7 @@ def mediation_prompts(
     """
     queries = list(dict.fromkeys(clean[i].query for i in means.kept))
     return task.prompts(
-        cast(Split, clean.split),
+        clean.split,
         shots=clean.shots,
         n=n,
         seed=seed,

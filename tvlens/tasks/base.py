@@ -32,6 +32,16 @@ class HasDonors(Protocol):
 
 
 @runtime_checkable
+class HasPlaces(Protocol):
+    """Prompts with places, besides the query, at which a vector acts."""
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """Columns of the model's input, the same in every prompt."""
+        ...
+
+
+@runtime_checkable
 class PromptSource(Protocol):
     """A task of any modality: what prompts are drawn from."""
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from tvlens.tasks.streams import stream
+from tvlens.tasks.streams import generator
 from tvlens.vectors.ltv.ltv import LearnableTaskVector
 from tvlens.vectors.materials import ByKind, Materials
 from tvlens.vectors.vector import Vector
@@ -12,9 +12,10 @@ from tvlens.vectors.vector import Vector
 
 def random_controls(ltv: LearnableTaskVector, *, n: int = 5, seed: int = 0) -> list[Vector]:
     """Vectors of `n` random weight matrices of the learned norm: what any direction would do."""
-    generator = _generator("random omega", seed)
+    # A stream of its own: a random start of the same seed must not come back as its control.
+    drawn = generator("random omega", seed=seed)
     norm = ltv.weights.detach().norm().cpu()
-    draws = [torch.randn(ltv.omega.shape, generator=generator) for _ in range(n)]
+    draws = [torch.randn(ltv.omega.shape, generator=drawn) for _ in range(n)]
     return [
         ltv.with_weights(w * (norm / w.norm()), f"random omega {i}") for i, w in enumerate(draws)
     ]
@@ -22,9 +23,9 @@ def random_controls(ltv: LearnableTaskVector, *, n: int = 5, seed: int = 0) -> l
 
 def permuted_controls(ltv: LearnableTaskVector, *, n: int = 5, seed: int = 0) -> list[Vector]:
     """Vectors of `n` permutations of the learned weights: right sizes, wrong heads."""
-    generator = _generator("permuted omega", seed)
+    drawn = generator("permuted omega", seed=seed)
     weights = ltv.weights.detach().cpu().flatten()
-    draws = [weights[torch.randperm(len(weights), generator=generator)] for _ in range(n)]
+    draws = [weights[torch.randperm(len(weights), generator=drawn)] for _ in range(n)]
     return [
         ltv.with_weights(w.view(ltv.omega.shape), f"permuted omega {i}")
         for i, w in enumerate(draws)
@@ -47,8 +48,3 @@ def _drawn(draw: Callable[..., list[Vector]], materials: Materials) -> ByKind:
         kind: draw(ltv, n=materials.control_draws, seed=materials.seed)
         for kind, ltv in trained.items()
     }
-
-
-def _generator(purpose: str, seed: int) -> torch.Generator:
-    # A stream of its own: a random start of the same seed must not come back as its control.
-    return torch.Generator().manual_seed(stream(purpose, seed=seed).getrandbits(63))

@@ -18,7 +18,7 @@ from tvlens.lens.edits import AddHeads, AddToResidual, Edit
 from tvlens.lens.heads import HeadMeans, donor_outputs
 from tvlens.lens.lens import Lens
 from tvlens.runs.storage import Kept
-from tvlens.tasks.base import PromptSet
+from tvlens.tasks.base import HasPlaces, PromptSet
 
 
 class Vector(Kept):
@@ -269,6 +269,8 @@ def edits_of(
 ) -> list[tuple[Edit, list[int]]]:
     """The edits that together make every vector of the list act on these prompts.
 
+    They act at the query, and at the places that the prompts have for vectors.
+
     Args:
         vectors: what is added.
         lens: the model.
@@ -286,8 +288,9 @@ def edits_of(
     for i, vector in enumerate(vectors):
         plain = vector.plain
         kinds.setdefault(type(plain), {})[i] = plain
+    places = prompts.places if isinstance(prompts, HasPlaces) else ()
     return [
-        (kind.stack(list(found.values()), lens, prompts), list(found))
+        (kind.stack(list(found.values()), lens, prompts).and_at(places), list(found))
         for kind, found in kinds.items()
     ]
 

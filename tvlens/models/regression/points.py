@@ -39,7 +39,7 @@ class _ReadsPoints(Backend):
         positions = self.trained.backbone.wpe.weight[: inputs.shape[1]]
         return self.trained.read_in(inputs) + positions
 
-    def encode(self, prompts: Any, *, prefix: object = (), pad_side: str = "left") -> Batch:
+    def encode(self, prompts: Any, *, prefix: object = ()) -> Batch:
         """The prompts as interleaved points that end with the query's x.
 
         Raises:
@@ -57,8 +57,7 @@ class _ReadsPoints(Backend):
         self.trained.require_points(prompts.xs.shape[1], prompts.xs.shape[2])
         sequences = interleave(prompts.xs, prompts.ys)[:, :-1]
         if isinstance(prompts, PointPrompts):
-            batch = Batch.of_sequences(sequences.to(self.dtype), prompts.target)
-            return replace(batch, also=tuple(2 * i for i in prompts.dummies))
+            return Batch.of_sequences(sequences.to(self.dtype), prompts.target)
         shared = len(prompts.points)
         whole = Batch.of_sequences(sequences.to(self.dtype), prompts.values[:, 0])
         rows = whole.take(torch.arange(len(prompts)) // shared)

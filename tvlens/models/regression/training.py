@@ -20,7 +20,7 @@ from tvlens.runs.storage import load_tensors, save_tensors
 from tvlens.tasks.regression.functions import FunctionClass, function_class
 from tvlens.tasks.regression.inputs import Shift, draw_points
 from tvlens.tasks.regression.oracles import least_squares
-from tvlens.tasks.streams import stream
+from tvlens.tasks.streams import generator
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -227,10 +227,6 @@ def model_card(
     }
 
 
-def _generator(purpose: str, **key: int) -> torch.Generator:
-    return torch.Generator().manual_seed(stream(purpose, **key).getrandbits(63))
-
-
 def _fingerprint(model: RegressionTransformer) -> list[float]:
     return [round(float(weight.double().sum()), 6) for weight in model.state_dict().values()]
 
@@ -272,8 +268,8 @@ class _Trainer:
         self.step = 0
         self.seconds = 0.0
         self.rows: list[dict[str, float]] = []
-        generator = _generator("validation", seed=seed)
-        drawn_points = draw_points(drawn, settings.n_validation, settings.train_points, generator)
+        random = generator("validation", seed=seed)
+        drawn_points = draw_points(drawn, settings.n_validation, settings.train_points, random)
         xs, ys = self.validation = drawn_points.xs, drawn_points.ys
         predicted = least_squares()(xs[:, :-1], ys[:, :-1], xs[:, -1])
         self.oracle = float((predicted - ys[:, -1]).square().mean()) / drawn.variance
@@ -302,12 +298,10 @@ class _Trainer:
     def train_step(self) -> Tensor:
         began = time.perf_counter()
         dims, points = self.growth()
-        generator = _generator("training", seed=self.seed, step=self.step)
+        random = generator("training", seed=self.seed, step=self.step)
         among_first = torch.arange(self.drawn.n_dims) < dims
         first_only = Shift(lambda xs, _: xs * among_first)
-        drawn = draw_points(
-            self.drawn, self.settings.batch_size, points, generator, shift=first_only
-        )
+        drawn = draw_points(self.drawn, self.settings.batch_size, points, random, shift=first_only)
         xs, ys = drawn.xs.to(self.device), drawn.ys.to(self.device)
         for group in self.adam.param_groups:
             group["lr"] = self.learning_rate()

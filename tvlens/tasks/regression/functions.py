@@ -15,15 +15,15 @@ from torch import Generator, Tensor
 
 from tvlens.errors import ShapeError, UnknownNameError
 
-Points = Float[Tensor, "batch point n_dims"]
-Values = Float[Tensor, "batch point"]
+Xs = Float[Tensor, "batch point n_dims"]
+Ys = Float[Tensor, "batch point"]
 
 
 class Functions(ABC):
     """A batch of functions, one for each prompt."""
 
     @abstractmethod
-    def __call__(self, xs: Points) -> Values:
+    def __call__(self, xs: Xs) -> Ys:
         """f(x) of every point, by the function of its own prompt."""
 
 
@@ -60,7 +60,7 @@ class FunctionClass(ABC):
 class _Linear(Functions):
     weights: Float[Tensor, "batch n_dims"]
 
-    def __call__(self, xs: Points) -> Values:
+    def __call__(self, xs: Xs) -> Ys:
         return torch.einsum("bpd,bd->bp", xs, self.weights)
 
 
@@ -122,7 +122,7 @@ class NoisyLinear(Linear):
 class _Quadratic(Functions):
     weights: Float[Tensor, "batch n_dims"]
 
-    def __call__(self, xs: Points) -> Values:
+    def __call__(self, xs: Xs) -> Ys:
         return torch.einsum("bpd,bd->bp", xs**2, self.weights) / math.sqrt(3)
 
 
@@ -143,7 +143,7 @@ class _ReluNetwork(Functions):
     first: Float[Tensor, "batch n_dims hidden"]
     second: Float[Tensor, "batch hidden"]
 
-    def __call__(self, xs: Points) -> Values:
+    def __call__(self, xs: Xs) -> Ys:
         hidden = torch.bmm(xs, self.first).relu()
         return torch.einsum("bph,bh->bp", hidden, self.second) * (2 / hidden.shape[-1]) ** 0.5
 
@@ -172,7 +172,7 @@ class _Tree(Functions):
     coordinates: Int[Tensor, "batch inner"]
     leaves: Float[Tensor, "batch leaf"]
 
-    def __call__(self, xs: Points) -> Values:
+    def __call__(self, xs: Xs) -> Ys:
         depth = self.leaves.shape[1].bit_length() - 1
         node = torch.zeros(xs.shape[:2], dtype=torch.long, device=xs.device)
         for _ in range(depth):

@@ -4,13 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Generator
 
-from tvlens.tasks.regression.functions import FunctionClass, Functions
-
-Xs = Float[Tensor, "batch point n_dims"]
-Ys = Float[Tensor, "batch point"]
+from tvlens.tasks.regression.functions import FunctionClass, Functions, Xs, Ys
 
 
 def gaussian(xs: Xs, generator: Generator) -> Xs:

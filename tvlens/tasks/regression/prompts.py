@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tvlens.errors import TaskError
 from tvlens.tasks.base import PromptKind, Split
-from tvlens.tasks.regression.inputs import Xs, Ys
+from tvlens.tasks.regression.functions import Xs, Ys
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,11 @@ class PointPrompts:
         """The one number of points, the query among them, that is asked."""
         return (self.shots + 1,)
 
+    @property
+    def places(self) -> tuple[int, ...]:
+        """Columns of x₁, y₁, x₂, y₂, … at which a vector acts besides the query: the dummies' x."""
+        return tuple(2 * i for i in self.dummies)
+
     def donors(self) -> "PointPrompts":
         """One clean prompt for each prompt, whose head outputs carry the same function.
 
@@ -63,14 +68,14 @@ class PointPrompts:
             raise no_donors(self.task)
         return self.donor
 
-    def with_dummies(self, places: tuple[float, ...]) -> "PointPrompts":
-        """The prompts with a pair of zeros put in at each place, and the vector added there too.
+    def with_dummies(self, shares: tuple[float, ...]) -> "PointPrompts":
+        """The prompts with pairs of zeros put in, at which vectors are added too.
 
         Args:
-            places: shares of the examples that stand before each pair, ascending, from 0 to 1.
+            shares: shares of the examples that stand before each pair, ascending, from 0 to 1.
                 The baselines of Saglam et al. (2025) use .1, .25, .5, .75 and .9.
         """
-        at = [round(place * self.shots) for place in places]
+        at = [round(share * self.shots) for share in shares]
         order: list[int] = []
         dummies: list[int] = []
         for i in range(self.shots + 1):

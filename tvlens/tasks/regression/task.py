@@ -1,7 +1,5 @@
 """A function class as a task: what prompts of points are drawn from."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
@@ -14,7 +12,7 @@ from tvlens.tasks.base import PromptKind, Split
 from tvlens.tasks.regression.functions import FunctionClass, function_class
 from tvlens.tasks.regression.inputs import SHIFTS, Points, Shift, deranged, draw_points, more_points
 from tvlens.tasks.regression.prompts import PointCurves, PointPrompts, no_donors
-from tvlens.tasks.streams import stream
+from tvlens.tasks.streams import digest, generator
 
 _PROMPTS = {"train": 1024, "validation": 256, "test": 256}
 
@@ -83,7 +81,8 @@ class FunctionTask:
         """SHA-256, in hexadecimal, of everything that prompts are drawn from."""
         described = {"class": type(self.functions).__name__, "shift": self.shift}
         described |= asdict(self.functions) | {"train_points": self.train_points}
-        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+        # With the spaces that the digests of runs made so far were taken of.
+        return digest(described, separators=(", ", ": "))
 
     @property
     def has_curves(self) -> bool:
@@ -124,7 +123,7 @@ class FunctionTask:
                 f"task {self.name!r}: {n} prompts of kind {kind!r} with {shots} shots asked for; "
                 f"expected at least 1 prompt and {least} shots"
             )
-        points, generator = self._draw(split, shots + 1, n, seed, f"{shots} shots")
+        points, rest = self._draw(split, shots + 1, n, seed, f"{shots} shots")
         xs, ys, target = points.xs, points.ys, points.values[:, -1]
         if kind == "clean":
             longest = (shots + 1,)
@@ -132,7 +131,7 @@ class FunctionTask:
                 self.name, split, seed, longest, xs, ys, points.values, self.train_points
             ).at(shots + 1)
         if kind == "shuffled":
-            ys = torch.cat([deranged(ys[:, :-1], generator), ys[:, -1:]], dim=1)
+            ys = torch.cat([deranged(ys[:, :-1], rest), ys[:, -1:]], dim=1)
         else:
             xs, ys = xs[:, -1:], ys[:, -1:]
         donor = self._donor(points, split, seed)
@@ -186,14 +185,15 @@ class FunctionTask:
         self, split: Split, n_points: int, n: int, seed: int, what: str
     ) -> tuple[Points, Generator]:
         """Points, and the generator that they were drawn with."""
-        generator = _generator(seed, split, what)
-        return draw_points(self.functions, n, n_points, generator, shift=self._shift), generator
+        drawn = generator("points", seed=seed, split=split, what=what)
+        return draw_points(self.functions, n, n_points, drawn, shift=self._shift), drawn
 
     def _donor(self, points: Points, split: Split, seed: int) -> PointPrompts | None:
         if self.train_points is None:
             return None
-        generator = _generator(seed, split, f"donors of {points.xs.shape[1] - 1} shots")
-        other = more_points(self.functions, points, self.train_points, generator, shift=self._shift)
+        what = f"donors of {points.xs.shape[1] - 1} shots"
+        drawn = generator("points", seed=seed, split=split, what=what)
+        other = more_points(self.functions, points, self.train_points, drawn, shift=self._shift)
         target = other.values[:, -1]
         return PointPrompts(self.name, split, "clean", seed, other.xs, other.ys, target)
 
@@ -203,8 +203,3 @@ class FunctionTask:
                 f"task {self.name!r}: unknown {what} {value!r}; expected one of "
                 f"{', '.join(map(repr, allowed))}"
             )
-
-
-def _generator(seed: int, split: Split, what: str) -> Generator:
-    key = stream("points", seed=seed, split=split, what=what)
-    return torch.Generator().manual_seed(key.getrandbits(63))

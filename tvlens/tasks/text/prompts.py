@@ -12,13 +12,12 @@ These are plain frozen values. Drawing demonstrations and queries for a task is 
 `Task.prompts`.
 """
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, overload
+from typing import overload
 
-from tvlens.tasks.base import PromptKind
+from tvlens.tasks.base import PromptKind, Split
+from tvlens.tasks.streams import digest
 
 
 @dataclass(frozen=True)
@@ -94,18 +93,17 @@ class Prompts:
     """An ordered set of prompts and where it came from.
 
     Attributes:
-        task: Name of the task, or names joined by "+".
-        split: Name of the split that was asked, or names joined by "+".
-        kind: The kind of every prompt, or "mixed".
-        shots: Demonstrations per prompt; the largest number where sets with different numbers were
-            joined.
-        seed: The seed they were drawn with; of the first set where sets were joined.
+        task: Name of the task.
+        split: Name of the split that was asked.
+        kind: The kind of every prompt.
+        shots: Demonstrations per prompt.
+        seed: The seed they were drawn with.
         items: The prompts.
     """
 
     task: str
-    split: str
-    kind: PromptKind | Literal["mixed"]
+    split: Split
+    kind: PromptKind
     shots: int
     seed: int
     items: tuple[Prompt, ...]
@@ -131,18 +129,6 @@ class Prompts:
             return replace(self, items=self.items[index])
         return replace(self, items=tuple(self.items[i] for i in index))
 
-    def __add__(self, other: "Prompts") -> "Prompts":
-        """The prompts of both, in order; a kind, task or split that differs is said in the
-        result."""
-        return Prompts(
-            task=_joined(self.task, other.task),
-            split=_joined(self.split, other.split),
-            kind=self.kind if self.kind == other.kind else "mixed",
-            shots=max(self.shots, other.shots),
-            seed=self.seed,
-            items=self.items + other.items,
-        )
-
     @property
     def texts(self) -> list[str]:
         """The text of every prompt, in order."""
@@ -162,10 +148,4 @@ class Prompts:
     def digest(self) -> str:
         """SHA-256, in hexadecimal, of kind, text and continuation of every prompt in order."""
         content = [[prompt.kind, prompt.text, prompt.continuation] for prompt in self.items]
-        encoded = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
-        return hashlib.sha256(encoded).hexdigest()
-
-
-def _joined(first: str, second: str) -> str:
-    names = first.split("+")
-    return "+".join(names + [name for name in second.split("+") if name not in names])
+        return digest(content)

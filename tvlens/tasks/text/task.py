@@ -1,7 +1,5 @@
 """A text task: pairs of input and output, split once and for all, and the prompts made of them."""
 
-import hashlib
-import json
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +8,7 @@ from typing import get_args
 
 from tvlens.errors import TaskError
 from tvlens.tasks.base import PromptKind, Split
-from tvlens.tasks.streams import stream
+from tvlens.tasks.streams import digest, stream
 from tvlens.tasks.text.draw import draw_queries, shuffle_labels
 from tvlens.tasks.text.prompts import Pair, Prompt, Prompts, Template
 
@@ -66,8 +64,7 @@ class Task:
     def digest(self) -> str:
         """SHA-256, in hexadecimal, of the pairs in order, without names or descriptions."""
         content = [[pair.input, pair.output] for pair in self.pairs]
-        encoded = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
-        return hashlib.sha256(encoded).hexdigest()
+        return digest(content)
 
     def split(self, which: Split) -> tuple[Pair, ...]:
         """The pairs of one split: 70% train, 9% validation, 21% test (Todd et al., section 3).
