@@ -31,7 +31,12 @@ MAY_IMPORT: dict[str, list[str]] = {
     "scores": ["lens", "tasks", "runs", "stats"],
     "vectors": ["scores", "lens", "tasks", "runs"],
     "evaluation": ["vectors", "lens", "tasks", "stats"],
-    "figures": ["scores.agreement", "scores.catalogue", "vectors.catalogue"],
+    "figures": [
+        "scores.agreement",
+        "scores.catalogue",
+        "vectors.catalogue",
+        "tasks.regression.oracles",
+    ],
 }
 """Shelves, or single modules of them, by what imports them. What is above has them all."""
 

@@ -80,7 +80,7 @@ def by_hooks(lens, xs, ys, target, vector, places):
 
 
 def test_errors_on_curves_are_those_of_a_loop_over_numbers_of_points(lens, curves, vector):
-    found = method_errors(lens, [curves], {"added": vector}, kind="clean")
+    found = method_errors(lens, [curves], {"added": vector})
     assert list(found) == [BARE, "added"]
     for column, points in enumerate(POINTS):
         xs, ys, target = curves.xs[:, :points], curves.ys[:, :points], curves.values[:, points - 1]
@@ -93,8 +93,7 @@ def test_errors_on_curves_are_those_of_a_loop_over_numbers_of_points(lens, curve
 
 def test_errors_on_single_sets_stand_beside_each_other(lens, vector):
     sets = [TASK.prompts("test", shots=shots, n=4, kind="shuffled") for shots in (3, 5)]
-    methods = {"added": {"shuffled": vector}, "other": {"clean": vector}}
-    found = method_errors(lens, sets, methods, kind="shuffled")
+    found = method_errors(lens, sets, {"added": vector})
     assert list(found) == [BARE, "added"]
     assert found[BARE].points == (4, 6)
     for column, prompts in enumerate(sets):
@@ -165,7 +164,7 @@ def test_an_orthogonal_query_is_asked_at_up_to_as_many_points_as_dimensions():
 
 @pytest.mark.parametrize("window", [3, 6])
 def test_a_truncated_prompt_is_its_last_points(lens, curves, window):
-    bare = method_errors(lens, [curves], {}, kind="clean")[BARE]
+    bare = method_errors(lens, [curves], {})[BARE]
     found = truncation_errors(lens, curves, window, bare)
     assert found.points == POINTS
     for column, points in enumerate(POINTS):
@@ -176,7 +175,7 @@ def test_a_truncated_prompt_is_its_last_points(lens, curves, window):
 
 
 def test_nothing_is_cut_from_short_prompts(lens, curves):
-    bare = method_errors(lens, [curves], {}, kind="clean")[BARE]
+    bare = method_errors(lens, [curves], {})[BARE]
     assert truncation_errors(lens, curves, 11, bare) is bare
 
 

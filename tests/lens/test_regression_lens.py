@@ -70,7 +70,7 @@ def test_effects_are_those_of_a_loop_of_hooked_passes(lens, means):
     scores = lens.readout.score(slow.run(reading, ReplaceHeads.each_head(means.z)), reading.batch)
     expected = (scores - effects.baseline[:, None]).unflatten(1, (2, 2))
     assert (effects.values - expected).abs().max() < 1e-4
-    assert effects.score_name == "reduction of squared error"
+    assert effects.unit == "reduction of squared error"
 
 
 def test_a_learned_vector_lowers_the_error_beyond_the_training_length(lens, means):

@@ -69,7 +69,7 @@ def test_scores_are_means_over_prompts_and_rank_heads(lens, means, shuffled):
     order = effects.scores.flatten().argsort(descending=True)
     assert best == [divmod(int(i), 4) for i in order[:3]]
     assert (effects.task, effects.model) == ("kind-of-word", "llama")
-    assert effects.score_name == "probability"
+    assert effects.unit == "probability"
 
 
 def test_progress_counts_prompts(lens, means, shuffled):
@@ -81,7 +81,9 @@ def test_progress_counts_prompts(lens, means, shuffled):
 
 
 def made(values):
-    return IndirectEffects(values, torch.zeros(len(values)), "made-up", "tiny", "probability")
+    return IndirectEffects.of(
+        values, torch.zeros(len(values)), task="made-up", model="tiny", unit="probability"
+    )
 
 
 def test_the_table_has_a_row_per_head_with_its_interval():

@@ -9,20 +9,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import tvlens.studies.functions  # so that none of its annotations is the class patched below
 
+import tvlens
 from helpers import tiny_regression as tiny
 from helpers.commands import mistake, ok
-from tvlens.cli.options import read_vector
 from tvlens.errors import RunError, TaskError, UnknownNameError
 from tvlens.models.catalogue import list_shipped
 from tvlens.models.regression.training import model_card, preset, train
 from tvlens.models.regression.transformer import save_regression
-from tvlens.studies import regression as regression_plan
-from tvlens.studies.regression import Plan, RegressionSettings
-from tvlens.studies.stages import HEAD_COLUMNS
+from tvlens.studies import regression as module
+from tvlens.studies import stages
+from tvlens.studies.regression import RegressionPlan, RegressionSettings
 from tvlens.tasks.regression.functions import function_class
 from tvlens.tasks.regression.task import FunctionTask
+from tvlens.vectors.catalogue import load_vector
 from tvlens.vectors.ltv.ltv import LearnableTaskVector
 from tvlens.vectors.ltv.settings import FitSettings
 from tvlens.vectors.vector import HeadMixture, TaskVector
@@ -45,7 +45,8 @@ WORDS += ["--shifts", "none,skewed,orthogonal-query"]
 LONGEST = 16
 UNITS = ("class", "prompt")
 CHOSEN = {f"{method}_{unit}" for method in ("fv_layer", "fv_per_layer") for unit in UNITS}
-VECTORS = CHOSEN | {f"ltv_{unit}" for unit in UNITS} | {"fv_published_class"}
+AVERAGES = {f"average_{unit}" for unit in UNITS}
+VECTORS = CHOSEN | AVERAGES | {f"ltv_{unit}" for unit in UNITS} | {"fv_published_class"}
 CONTROLS = {f"{method}_{unit}" for method in ("random", "permuted") for unit in UNITS}
 DUMMIES = {f"{m}_dummies" for m in ("bare", "fv_layer_class", "fv_published_class", "ltv_class")}
 ORACLES = {"least_squares", "ridge", "lasso", "nearest_neighbours", "averaging", "tree"}
@@ -74,7 +75,7 @@ def study(tmp_path_factory):
         patch.chdir(folder)
         patch.setenv("COLUMNS", "100")
         patch.setenv("TERMINAL_WIDTH", "100")
-        patch.setattr(regression_plan, "RegressionSettings", partial(RegressionSettings, **SMALL))
+        patch.setattr(module, "RegressionSettings", partial(RegressionSettings, **SMALL))
         command = ["study", "regression", "--functions", "lines.safetensors", "--out", "run"]
         command += WORDS
         said = ok(*command)
@@ -170,10 +171,10 @@ def test_errors_of_a_saved_vector_are_those_in_the_table(study):
     task = FunctionTask("lines", function_class("linear", 2), train_points=6)
     results = study.table("results").query("metric == 'squared_error' and shift == 'none'")
     for method, file in (
-        ("ltv_prompt", "lines-ltv-prompt-untold"),
+        ("ltv_prompt", "lines-ltv_prompt-zero"),
         ("fv_layer_class", "lines-fv_layer_class-shuffled"),
     ):
-        vector = read_vector(study.out / "vectors" / f"{file}.safetensors")
+        vector = load_vector(study.out / "vectors" / f"{file}.safetensors")
         table = tvlens.evaluate(model, task, {"x": vector}, kinds=("shuffled",), shots=8, n=8)
         (expected,) = table.loc[table["method"] == "x", "value"]
         rows = results[(results["method"] == method) & (results["prompt"] == "shuffled")]
@@ -183,12 +184,17 @@ def test_errors_of_a_saved_vector_are_those_in_the_table(study):
 
 def test_there_is_a_row_for_every_head_in_every_view(study):
     heads = study.table("heads")
-    assert list(heads.columns) == HEAD_COLUMNS
-    views = [f"lines-{unit}-{prompts}" for prompts in ("long", "untold") for unit in UNITS]
+    assert list(heads.columns) == (
+        ["task", "layer", "head", "aie", "aie_low", "aie_high", "omega", "contribution"]
+    )
+    views = [
+        f"lines-{unit}-{prompts}" for prompts in ("informative", "uninformative") for unit in UNITS
+    ]
     expected = [(view, layer, head) for view in views for layer in range(2) for head in range(2)]
     assert list(heads[["task", "layer", "head"]].itertuples(index=False, name=None)) == expected
     for view in views:
-        name = view.replace("lines", "lines-ltv")
+        whose, prompts = view.removeprefix("lines-").split("-")
+        name = f"lines-ltv_{whose}-{'clean' if prompts == 'informative' else 'zero'}"
         ltv = LearnableTaskVector.load(study.out / "vectors" / f"{name}.safetensors")
         rows = heads[heads["task"] == view]
         assert rows["omega"].tolist() == pytest.approx(ltv.weights.detach().flatten().tolist())
@@ -200,13 +206,19 @@ def test_there_is_a_row_for_every_head_in_every_view(study):
 
 
 def test_figures_vectors_and_tables_are_there(study):
-    views = [f"{unit}-{prompts}" for unit in UNITS for prompts in ("long", "untold")]
+    views = [f"{unit}-{prompts}" for unit in UNITS for prompts in ("informative", "uninformative")]
     figures = {file.stem for file in (study.out / "figures").iterdir()}
     assert {"fidelity-lines", "layer-profiles-lines", "overlap-lines"} <= figures
     assert {f"heads-lines-{view}" for view in views} <= figures
     kinds = {"class": TaskVector, "prompt": HeadMixture}
-    files = {f"lines-ltv-{view}": LearnableTaskVector for view in views}
-    files |= {f"lines-ltv-{unit}-lengths": LearnableTaskVector for unit in UNITS}
+    files = {
+        f"lines-ltv_{unit}-{kind}": LearnableTaskVector
+        for unit in UNITS
+        for kind in ("clean", "zero")
+    }
+    files |= {f"lines-ltv_lengths_{unit}": LearnableTaskVector for unit in UNITS}
+    files |= {f"lines-average_{unit}": kinds[unit] for unit in UNITS}
+    files |= {"lines-fv_published_class": TaskVector}
     files |= {
         f"lines-{method}-{kind}": kinds[method.rsplit("_", 1)[1]]
         for method in CHOSEN
@@ -214,7 +226,7 @@ def test_figures_vectors_and_tables_are_there(study):
     }
     assert {file.stem for file in (study.out / "vectors").iterdir()} == set(files)
     for name, kind in files.items():
-        assert isinstance(read_vector(study.out / "vectors" / f"{name}.safetensors"), kind)
+        assert isinstance(load_vector(study.out / "vectors" / f"{name}.safetensors"), kind)
     for name in ("overlap_curves", "fv_sweep", "ltv_history", "layer_profiles"):
         assert len(study.table(name)) > 3
     manifest = json.loads((study.out / "manifest.json").read_text())
@@ -235,7 +247,8 @@ def test_the_same_command_computes_nothing_again_and_writes_the_same(study, monk
         raise AssertionError("a finished step was computed again")
 
     for name in ("mean_head_outputs", "indirect_effects", "method_errors", "read_fit_prompts"):
-        monkeypatch.setattr(regression_plan, name, never)
+        home = next(m for m in (stages, module) if hasattr(m, name))
+        monkeypatch.setattr(home, name, never)
     names = ("results.csv", "heads.csv", "headsets.csv", "fv_sweep.csv")
     before = {name: (study.out / name).read_bytes() for name in names}
     assert ok(*study.command) == study.said
@@ -276,7 +289,7 @@ def test_a_model_that_does_not_say_what_it_was_trained_on_is_refused(study, tmp_
 def test_a_plan_needs_to_know_the_training_length():
     lens = tiny.lens()
     with pytest.raises(TaskError, match="does not say how many points the model was trained on"):
-        Plan(lens, replace(tiny.TASK, train_points=None), RegressionSettings())
+        RegressionPlan(lens, replace(tiny.TASK, train_points=None), RegressionSettings())
 
 
 @pytest.mark.parametrize(
@@ -294,6 +307,6 @@ def test_lengths_go_past_the_training_length_as_far_as_there_are_positions(
     train_points, reach, longest, lengths
 ):
     task = replace(tiny.TASK, train_points=train_points)
-    plan = Plan(tiny.lens(), task, RegressionSettings(reach=reach))
+    plan = RegressionPlan(tiny.lens(), task, RegressionSettings(reach=reach))
     assert (plan.longest, plan.lengths) == (longest, lengths)
     assert plan.points == tuple(range(1, longest + 1))

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from helpers import zoo
+from helpers.prompt_table import stacked
 from tvlens.errors import NumericalError, RunError, ShapeError, TaskError
 from tvlens.lens.edits import AddToResidual, NoEdit
 from tvlens.lens.heads import mean_head_outputs
@@ -15,7 +16,6 @@ from tvlens.vectors.ltv.fit import fit_ltv
 from tvlens.vectors.ltv.ltv import LearnableTaskVector
 from tvlens.vectors.ltv.sample import training_prompts, validation_prompts
 from tvlens.vectors.ltv.settings import FitSettings
-from tvlens.vectors.vector import stack_vectors
 
 SETTINGS = FitSettings(
     steps=20, batch_size=16, n_prompts=24, evaluate_every=5, shots=2, learning_rate=0.1
@@ -45,7 +45,7 @@ def fit(lens, means, settings=SETTINGS, **options):
 
 
 def validation_loss(lens, vector, settings=SETTINGS, seed=0):
-    edit = stack_vectors([vector], lens)
+    edit = stacked([vector], lens)
     prompts = validation_prompts(zoo.TASK, settings, seed)
     return float(torch.cat([lens.outputs(p, edit, lens.readout.loss) for p in prompts]).mean())
 
@@ -276,7 +276,7 @@ def test_a_finished_run_is_not_run_again(lens, means, tmp_path):
     again = fit(lens, means, checkpoint=str(path), progress=steps.append)
     assert not steps
     assert torch.equal(again.omega, first.omega)
-    assert torch.equal(again.effect, first.effect)
+    assert torch.equal(again.attribution, first.attribution)
     pd.testing.assert_frame_equal(again.history, first.history)
 
 
@@ -488,7 +488,7 @@ def test_attributions_sum_to_the_gain(setting):
     gain = validation_loss(lens, zero) - validation_loss(lens, ltv.task_vector)
     assert gain > 0.5
     rough = float(attribute(lens, ltv, prompts).sum())
-    fine = float(attribute(lens, ltv, prompts, points=256).sum())
+    fine = float(attribute(lens, ltv, prompts, steps=256).sum())
     assert fine == pytest.approx(gain, rel=0.005)
     assert rough == pytest.approx(gain, rel=0.1)
 
@@ -499,16 +499,16 @@ def test_attributions_do_not_depend_on_pieces(lens, means):
     whole = attribute(lens, ltv, prompts).clone()
     parts = attribute(replace(lens, max_tokens=40, max_rows=9), ltv, prompts)
     assert zoo.off(parts, whole) < 1e-4
-    assert torch.equal(ltv.effect, parts)
+    assert torch.equal(ltv.attribution, parts)
 
 
 def test_a_fitted_vector_knows_the_effect_of_every_head(lens, means):
     ltv = fit(lens, means)
-    expected = ltv.effect.clone()
+    expected = ltv.attribution.clone()
     assert expected.isfinite().all()
     assert torch.equal(ltv.contributions().sign(), expected.sign())
     attribute(lens, ltv, validation_prompts(zoo.TASK, SETTINGS, 0))
-    assert zoo.off(ltv.effect, expected) < 1e-5
+    assert zoo.off(ltv.attribution, expected) < 1e-5
 
 
 @pytest.mark.skipif(not zoo.HAS_HOOKED, reason="transformer-lens 4 has no HookedTransformer")
@@ -525,7 +525,7 @@ def test_attributions_on_a_linear_model_are_exact():
     generator = torch.Generator().manual_seed(0)
     outputs = torch.randn(2, 2, zoo.D_VOCAB, generator=generator)
     ltv = LearnableTaskVector(outputs, start="normal", model="linear")
-    found = attribute(lens, ltv, prompts, points=1)
+    found = attribute(lens, ltv, prompts, steps=1)
     k = zoo.WORDS.index(" k")
     for layer in range(2):
         for head in range(2):

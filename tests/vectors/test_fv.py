@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from helpers import zoo
+from helpers.prompt_table import stacked
 from tvlens.errors import ShapeError
 from tvlens.lens.heads import HeadMeans, mean_head_outputs
 from tvlens.scores.mediation import IndirectEffects
@@ -15,7 +16,6 @@ from tvlens.vectors.fv import (
     published_mixture,
 )
 from tvlens.vectors.ltv.ltv import LearnableTaskVector
-from tvlens.vectors.vector import stack_vectors
 
 HEADS = [(0, 1), (0, 3), (2, 2)]
 
@@ -29,7 +29,9 @@ def means(lens, task):
 def effects():
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(3, 3, 4, generator=generator)
-    return IndirectEffects(values, torch.zeros(3), "made-up", "llama", "probability")
+    return IndirectEffects.of(
+        values, torch.zeros(3), task="made-up", model="llama", unit="probability"
+    )
 
 
 def test_one_layer_holds_the_sum_of_all_heads(means):
@@ -57,7 +59,7 @@ def test_per_layer_is_a_task_vector_of_zeros_and_ones(lens, means):
     ltv = LearnableTaskVector(means.outputs, start=weights, model="llama")
     fv = function_vector_per_layer(means, HEADS)
     assert torch.allclose(fv.vectors, ltv().detach())
-    edit = stack_vectors([fv, ltv.task_vector], lens)
+    edit = stacked([fv, ltv.task_vector], lens)
     logits = lens.outputs(zoo.batch(), edit, lambda x, b: x)
     assert zoo.off(logits[:, 0], logits[:, 1]) < 1e-6
 
@@ -112,7 +114,7 @@ def test_the_published_recipe_is_scaled_to_the_model(n_layer, n_head, k, layers)
     outputs = torch.randn(n_layer, n_head, 5, generator=generator)
     values = torch.randn(2, n_layer, n_head, generator=generator)
     means = HeadMeans(outputs, outputs, (0,), 1, "m")
-    effects = IndirectEffects(values, torch.zeros(2), "t", "m", "probability")
+    effects = IndirectEffects.of(values, torch.zeros(2), task="t", model="m", unit="probability")
     made = published_mixture(means, effects)
     ranked = sorted(
         ((float(values[:, n, h].mean()), n, h) for n in range(n_layer) for h in range(n_head)),
@@ -146,7 +148,7 @@ def test_the_sweep_holds_every_candidate_with_its_measures(lens, means, effects,
             vector = function_vector_per_layer(means, heads, scale=row.scale)
         else:
             vector = function_vector(means, heads, layer=row.layer, scale=row.scale)
-        edit = stack_vectors([vector], lens)
+        edit = stacked([vector], lens)
         expected = lens.outputs(prompts[row.prompt], edit, lens.readout.measure).mean(dim=(0, 1))
         assert (row.accuracy, row.cross_entropy) == pytest.approx(
             tuple(expected.tolist()), rel=1e-5

@@ -3,13 +3,13 @@ import pytest
 import torch
 
 from helpers import zoo
+from helpers.prompt_table import stacked
 from tvlens.errors import NumericalError, ShapeError, UnknownNameError
 from tvlens.lens.edits import NoEdit
 from tvlens.lens.heads import mean_head_outputs
 from tvlens.lens.hooks import WholePassEngine
 from tvlens.vectors.controls import permuted_controls, random_controls
 from tvlens.vectors.ltv.ltv import LearnableTaskVector
-from tvlens.vectors.vector import stack_vectors
 
 
 def random(*shape, seed=0):
@@ -29,7 +29,7 @@ def ltv(outputs):
 def test_zero_weights_are_the_model_as_it_is(lens, outputs):
     made = LearnableTaskVector(outputs)
     assert not made.omega.any()
-    edit = stack_vectors([made.task_vector], lens)
+    edit = stacked([made.task_vector], lens)
     for engine, limit in ((WholePassEngine(lens.backend), 0), (lens.engine, 2e-6)):
         reading = engine.read(zoo.batch())
         assert zoo.off(engine.run(reading, edit), engine.run(reading, NoEdit(3))) <= limit
@@ -50,14 +50,6 @@ def test_omega_is_all_that_is_trained(ltv):
     assert [name for name, _ in ltv.named_parameters()] == ["omega"]
     ltv().sum().backward()
     assert torch.allclose(ltv.omega.grad, ltv.outputs.sum(dim=-1), atol=1e-5)
-
-
-def test_made_of_means(lens, task):
-    means = mean_head_outputs(lens, task.prompts("train", shots=2, n=3), answered_only=False)
-    made = LearnableTaskVector.of_means(means, start="normal", seed=2, task="t")
-    assert torch.equal(made.outputs, means.outputs)
-    assert (made.model, made.task) == ("llama", "t")
-    assert torch.equal(made.omega, random(3, 4, seed=2))
 
 
 def test_blocks_are_slices_of_all_heads_projected_together(lens, task):
@@ -84,7 +76,7 @@ def test_contributions_are_norms_of_weighted_outputs(ltv):
         with pytest.raises(NumericalError, match=words):
             ask()
     effect = random(3, 4, seed=2)
-    ltv.effect.copy_(effect)
+    ltv.attribution.copy_(effect)
     assert torch.allclose(ltv.contributions(), expected * effect.sign())
     assert torch.equal(ltv.scores, ltv.contributions())
     order = ltv.scores.flatten().argsort(descending=True)
@@ -122,7 +114,7 @@ def test_saved_and_read_back(outputs, tmp_path, granularity):
     )
     with torch.no_grad():
         made.omega += 0.5
-        made.effect.copy_(random(3, 4))
+        made.attribution.copy_(random(3, 4))
     made.keep_top(5)
     made.history = pd.DataFrame({"step": [0, 5], "train_loss": [float("nan"), 1.25]})
     path = tmp_path / "ltv.safetensors"

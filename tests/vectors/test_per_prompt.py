@@ -11,8 +11,8 @@ from torch.nn.functional import huber_loss
 import tvlens
 from helpers import tiny_regression as tiny
 from helpers import zoo
+from helpers.prompt_table import prompt_table
 from tvlens.errors import TaskError
-from tvlens.evaluation.methods import evaluate_prompts
 from tvlens.lens.edits import ReplaceHeads
 from tvlens.lens.hooks import WholePassEngine
 from tvlens.lens.readout import SquaredError
@@ -114,7 +114,7 @@ def test_evaluation_adds_to_every_prompt_the_vector_of_its_own_donor(lens, ltv, 
     assert vector.layers == ALL
     assert torch.equal(vector.mix, in_place(ltv.weights))
     prompts = TASK.prompts("test", shots=shots, n=5, kind=kind)
-    table = evaluate_prompts(lens, prompts, {"ltv": ltv}, kind=kind)
+    table = prompt_table(lens, prompts, {"ltv": ltv}, kind=kind)
     found = torch.tensor(table.loc[table["method"] == "ltv", "value"].to_numpy())
     predicted = tiny.predictions(lens, prompts, prompts.donors(), vector.mix, ALL)
     expected = (predicted - prompts.target).square()
@@ -130,11 +130,11 @@ def test_own_vectors_do_not_depend_on_the_pieces_that_prompts_are_read_in(lens, 
     prompts = TASK.prompts("test", shots=9, n=7)
     controls = random_controls(ltv, n=3)
     methods = {"ltv": ltv, "random": controls, "shared": TaskVector.none(lens)}
-    whole = evaluate_prompts(lens, prompts, methods, kind="clean")
+    whole = prompt_table(lens, prompts, methods, kind="clean")
     small = replace(lens, max_tokens=50, max_rows=2)
-    parts = evaluate_prompts(small, prompts, methods, kind="clean")
+    parts = prompt_table(small, prompts, methods, kind="clean")
     pd.testing.assert_frame_equal(parts, whole, rtol=1e-4)
-    each = [evaluate_prompts(lens, prompts, {"one": c}, kind="clean") for c in controls]
+    each = [prompt_table(lens, prompts, {"one": c}, kind="clean") for c in controls]
     values = [frame.loc[frame["method"] == "one", "value"].to_numpy() for frame in each]
     random = whole.loc[whole["method"] == "random", "value"].to_numpy()
     assert random == pytest.approx(sum(values) / 3, rel=1e-4)
@@ -142,7 +142,7 @@ def test_own_vectors_do_not_depend_on_the_pieces_that_prompts_are_read_in(lens, 
 
 def test_every_row_of_a_curve_has_its_own_donor(lens, ltv):
     curves = TASK.curves("test", points=(1, 4, 11), n=4)
-    found = evaluate_prompts(lens, curves, {"ltv": ltv}, kind="clean")
+    found = prompt_table(lens, curves, {"ltv": ltv}, kind="clean")
     found = torch.tensor(found.loc[found["method"] == "ltv", "value"].to_numpy()).view(4, 3)
     for column, points in enumerate(curves.points):
         prompts = curves.at(points)
@@ -167,10 +167,10 @@ def test_attributions_sum_to_the_gain_on_prompts_with_their_own_vectors(lens, lt
     bare = losses(lens, prompts[0], torch.zeros(2, 2))
     gain = float((bare - losses(lens, prompts[0], ltv.weights)).mean())
     assert gain > 0
-    assert float(ltv.effect.sum()) == pytest.approx(gain, rel=0.1)
-    fine = attribute(lens, mine, prompts, points=128)
+    assert float(ltv.attribution.sum()) == pytest.approx(gain, rel=0.1)
+    fine = attribute(lens, mine, prompts, steps=128)
     assert float(fine.sum()) == pytest.approx(gain, rel=0.01)
-    pieces = attribute(replace(lens, max_rows=128 * 3), copy.deepcopy(mine), prompts, points=128)
+    pieces = attribute(replace(lens, max_rows=128 * 3), copy.deepcopy(mine), prompts, steps=128)
     assert zoo.off(pieces, fine) < 1e-4
 
 
@@ -291,7 +291,7 @@ def test_training_at_several_lengths_lowers_the_loss_at_all_of_them(lens, means,
     assert history.min() < history.iloc[0]
     found = []
     for prompts in validation_prompts(TASK, LENGTHS, 0):
-        table = evaluate_prompts(lens, prompts, {"ltv": ltv}, kind="clean")
+        table = prompt_table(lens, prompts, {"ltv": ltv}, kind="clean")
         off = torch.tensor(table.loc[table["method"] == "ltv", "value"].to_numpy()).sqrt()
         found.append(huber_loss(off, torch.zeros_like(off), reduction="none"))
     assert float(torch.cat(found).mean()) == pytest.approx(history.min(), rel=1e-4)

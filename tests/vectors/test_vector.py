@@ -6,16 +6,16 @@ import torch
 import tvlens
 from helpers import tiny_regression as tiny
 from helpers import zoo
-from tvlens.cli.options import read_vector
+from helpers.prompt_table import stacked
 from tvlens.errors import NumericalError, RunError, ShapeError, TaskError
 from tvlens.lens.edits import AddHeads, AddToResidual, NoEdit
+from tvlens.lens.heads import donor_outputs
+from tvlens.vectors.catalogue import load_vector
 from tvlens.vectors.vector import (
     HeadMixture,
     TaskVector,
     edits_of,
     require_fit,
-    stack_mixtures,
-    stack_vectors,
 )
 
 
@@ -44,21 +44,21 @@ def test_algebra_is_that_of_what_is_added():
 
 
 def test_stacked_vectors_are_variants_in_order(lens):
-    edit = stack_vectors([vector((0,)), TaskVector.none(lens), vector((1, 2), -1.0)], lens)
+    edit = stacked([vector((0,)), TaskVector.none(lens), vector((1, 2), -1.0)], lens)
     assert edit.active.tolist() == [[True, False, False], [False] * 3, [False, True, True]]
     assert edit.first_layer.tolist() == [0, 3, 1]
     assert torch.equal(edit.vectors[0, 2], vector(sign=-1.0).vectors)
 
 
 def test_no_vector_is_no_edit(lens):
-    none = stack_vectors([TaskVector.none(lens)], lens)
+    none = stacked([TaskVector.none(lens)], lens)
     reading = lens.engine.read(zoo.batch())
     assert torch.equal(lens.engine.run(reading, none), lens.engine.run(reading, NoEdit(3)))
 
 
 def test_vectors_take_the_precision_of_the_model():
     half = zoo.backend("llama", "bridge", torch.bfloat16)
-    edit = stack_vectors([vector()], replace(zoo.lens(), backend=half))
+    edit = stacked([vector()], replace(zoo.lens(), backend=half))
     assert edit.vectors.dtype == torch.bfloat16
 
 
@@ -109,7 +109,7 @@ def test_vectors_of_another_model_are_refused(lens):
         "vector on the model it is used on"
     )
     with pytest.raises(ShapeError, match=words):
-        stack_vectors([vector(), other], lens)
+        stacked([vector(), other], lens)
     with pytest.raises(ShapeError, match="'other' has 3 layers"):
         vector() + other
     require_fit(other, 3, 16, "any")
@@ -157,7 +157,7 @@ def test_a_mixture_saved_and_read_back(tmp_path):
     made.save(tmp_path / "m.safetensors")
     for found in (
         HeadMixture.load(tmp_path / "m.safetensors"),
-        read_vector(tmp_path / "m.safetensors"),
+        load_vector(tmp_path / "m.safetensors"),
     ):
         assert isinstance(found, HeadMixture)
         assert torch.equal(found.mix, made.mix)
@@ -188,8 +188,8 @@ def test_shared_vectors_and_mixtures_act_together_as_alone(kind):
     vectors = [mixture(), shared, mixture(1, (0, 1)), TaskVector.none(lens)]
     edits = edits_of(vectors, lens, prompts)
     assert [(type(edit), places) for edit, places in edits] == [
-        (AddToResidual, [1, 3]),
         (AddHeads, [0, 2]),
+        (AddToResidual, [1, 3]),
     ]
     found = torch.empty(3, 4)
     for edit, places in edits:
@@ -199,7 +199,7 @@ def test_shared_vectors_and_mixtures_act_together_as_alone(kind):
         if isinstance(vector, HeadMixture):
             expected = tiny.predictions(lens, prompts, donors, vector.mix, vector.layers)
         else:
-            edit = stack_vectors([vector], lens)
+            edit = stacked([vector], lens)
             expected = lens.outputs(prompts, edit, lambda outputs, _: outputs[..., 0])[:, 0]
         assert zoo.off(found[:, place], expected) < 1e-4
 
@@ -230,8 +230,8 @@ def test_edits_are_only_of_what_there_is():
 
 def test_stacked_mixtures_are_variants_in_order():
     lens = tiny.lens()
-    outputs = torch.randn(3, 2, 2, 32, generator=torch.Generator().manual_seed(0))
-    edit = stack_mixtures([mixture(), mixture(1, (0,))], outputs, lens)
+    prompts = tiny.TASK.prompts("test", shots=8, n=3)
+    edit = HeadMixture.stack([mixture(), mixture(1, (0,))], lens, prompts)
     assert edit.active.tolist() == [[False, True], [True, False]]
     assert torch.equal(edit.mix[1], mixture(1).mix)
-    assert edit.outputs is outputs
+    assert torch.equal(edit.outputs, donor_outputs(lens, prompts).outputs)
