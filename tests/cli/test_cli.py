@@ -109,7 +109,7 @@ def test_results_follow_the_contract(study):
     assert list(results.columns) == COLUMNS
     assert set(results["task"]) == set(trained.TASKS)
     assert set(results["method"]) == (
-        {"none", "icl", "fv_layer", "fv_per_layer", "ltv", "random", "permuted"}
+        {"none", "icl", "fv_layer", "fv_per_layer", "average", "ltv", "random", "permuted"}
     )
     assert set(results["prompt"]) == {"zero", "shuffled", "clean"}
     assert set(results["metric"]) == {"accuracy", "cross_entropy", "perplexity", "exact_match"}
@@ -147,6 +147,7 @@ def test_figures_and_vectors_are_there(study):
         f"{task}-{kind}.safetensors"
         for task in trained.TASKS
         for kind in (
+            "average",
             "ltv",
             "ltv-seed1",
             "fv_layer-zero",
@@ -172,14 +173,14 @@ def test_the_manifest_says_how_the_run_was_made(study, here):
     assert {"python", "torch", "transformer-lens", "tvlens"} <= said["versions"].keys()
     assert "bridge, 2 layers x 4 heads, d_model 32, replay" in said["lens"]
     assert len(said["filters"]) == 2
-    assert said["timings"].keys() >= {"seven-on/mediation", "fourteen-on/ltv-0"}
+    assert said["timings"].keys() >= {"seven-on/mediation-class-uninformative", "fourteen-on/ltv-0"}
     assert 0 < said["peak_memory_gib"] < 64
 
 
 def test_what_the_study_prints_reads_well(study):
     lines = study.out.splitlines()
     assert re.fullmatch(r"Lens\(.*, bridge, 2 layers x 4 heads, d_model 32, replay\)", lines[0])
-    assert lines[1:3] == ["seven-on: 42 pairs", "fourteen-on: 42 pairs"]
+    assert lines[1:3] == ["seven-on: 42 pairs (1 of 2)", "fourteen-on: 42 pairs (2 of 2)"]
     assert "seven-on: first-token accuracy [95% interval], n = 9" in lines
     assert re.search(r"┃ method +┃ zero +┃ shuffled +┃ clean +┃", study.out)
     assert re.search(r"│ icl +│ +│ +│ 1.00 \[1.00, 1.00\] │", study.out)
@@ -587,7 +588,7 @@ def test_a_vector_of_another_model_is_refused(source, tmp_path):
         (["v=cli.py", "v=cli.py"], "--vector names 'v' twice; give every vector its own name"),
         (["v=cli.py"], "cannot read cli.py: "),
         (["none=there.safetensors"], "method name 'none' is taken by the baseline"),
-        (["v=other.safetensors"], "other.safetensors is no vector: it lacks 'layers'"),
+        (["v=other.safetensors"], "other.safetensors holds no Vector: it lacks 'layers'"),
     ],
 )
 def test_what_is_no_vector_is_refused(vectors, words, source, tmp_path, monkeypatch):
@@ -611,14 +612,23 @@ def test_a_study_needs_a_vector_to_evaluate(source, tmp_path):
     [
         ("heads.csv", "expected COLUMN@FILE, such as aie@RUN/heads.csv"),
         ("aie@none.csv", "there is no file none.csv"),
-        ("effect@heads.csv", "heads.csv has no column effect; it has task, layer, head, aie"),
-        ("task@heads.csv", "the column holds no numbers; name a score of heads"),
-        ("aie@twice.csv", "twice.csv has several rows for one head of a task"),
+        (
+            "effect@heads.csv",
+            "heads.csv: the table of heads has no column effect; it has task, layer, head, aie",
+        ),
+        ("task@heads.csv", "column 'task' holds no numbers; name a score of heads"),
+        (
+            "aie@twice.csv",
+            "the table of heads has several rows for layer 0, head 0; expected one for each head",
+        ),
         ("aie@empty.csv", "empty.csv cannot be read as CSV"),
         ("aie@binary.csv", "binary.csv cannot be read as CSV"),
         ("aie@other.csv", "no task is in both aie@other.csv (b) and aie@heads.csv (a)"),
         ("aie@wide.csv", "head maps of shape [1, 3] and [1, 2]"),
-        ("aie@holes.csv", "1 of 4 head scores are not finite"),
+        (
+            "aie@holes.csv",
+            "and 1 heads below have none (first: layer 1, head 0); expected one row for every head",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_refused(first, words, tmp_path, monkeypatch):

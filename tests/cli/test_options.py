@@ -16,7 +16,7 @@ from tvlens.lens import loading
 from tvlens.models.catalogue import BUNDLED, list_shipped
 from tvlens.models.regression import training
 from tvlens.studies.regression import RegressionSettings
-from tvlens.studies.text import StudySettings
+from tvlens.studies.text import TextSettings
 from tvlens.tasks.regression.inputs import SHIFTS
 
 pytestmark = pytest.mark.usefixtures("wide")
@@ -44,7 +44,7 @@ def test_defaults_of_studies_are_those_of_their_settings():
     assert default(RegressionSettings, "shifts") == tuple(SHIFTS)
     asked = inspect.signature(studies.study_text).parameters
     for name in ("seed", "shots", "ltv_seeds", "n_test", "control_draws"):
-        assert asked[name].default == default(StudySettings, name), name
+        assert asked[name].default == default(TextSettings, name), name
 
 
 @pytest.mark.parametrize("flag", ["--version", "-V"])

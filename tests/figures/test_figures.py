@@ -290,7 +290,7 @@ def test_error_curves_have_three_panels_with_the_bare_model_in_each(shift: str) 
         "bare": {0: "bare model", 1: "bare model", 2: "bare model"},
         "least_squares": {0: "least squares"},
         "truncation": {0: "last points only"},
-        "ltv_class": {1: "LTV, one length"},
+        "ltv_class": {1: "LTV"},
         "fv_layer_prompt": {2: "FV, one layer"},
         "icv": {0: "icv"},
     }

@@ -77,7 +77,7 @@ SCORES: tuple[HeadScore, ...] = (
         lambda found: found.ltv.head_scores("contribution"),
         "LTV contribution",
         "Learnable Task Vector (LTV)",
-        "LTV contribution",
+        "LTV contribution, signed norm",
         "ltv",
         "blue",
         "--",

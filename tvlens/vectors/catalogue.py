@@ -101,7 +101,7 @@ METHODS: tuple[Method, ...] = (
 
 BASELINES: dict[str, Look] = {
     "bare": Look("bare model", "black"),
-    "none": Look("no vector", "black", "X"),
+    "none": Look("no vector", "dark", "X"),
     "icl": Look("ICL", "black", "|"),
     "truncation": Look("last points only", "blue"),
 }
