@@ -115,7 +115,7 @@ class TaskVector(Vector):
         return self * (1 / scale)
 
     def __neg__(self) -> "TaskVector":
-        return self * -1
+        return self * -1.0
 
     def __radd__(self, other: int) -> "TaskVector":
         # sum() begins with 0.

@@ -1,0 +1,60 @@
+"""Scores to a table and back, matched by layer and head, and as a file."""
+
+import pandas as pd
+import pytest
+import torch
+
+from tvlens.errors import ShapeError, UnknownNameError
+from tvlens.scores.agreement import compare_head_sets
+from tvlens.scores.mediation import IndirectEffects
+from tvlens.scores.score import Scores, join_scores
+
+VALUES = torch.randn(5, 3, 2, generator=torch.Generator().manual_seed(0))
+EFFECTS = IndirectEffects.of(VALUES, torch.zeros(5), task="t", model="m", unit="probability")
+TABLE = EFFECTS.to_frame()
+
+
+def test_a_table_gives_every_head_its_own_score_whatever_the_order_of_rows():
+    for seed in range(3):
+        found = Scores.from_frame(TABLE.sample(frac=1, random_state=seed), "aie")["t"]
+        assert torch.allclose(found.scores.float(), EFFECTS.scores, atol=1e-6)
+        assert found.top(3) == EFFECTS.top(3)
+    table = compare_head_sets(found, EFFECTS, ks=(3,), names=("a", "b"))
+    assert table.set_index("measure").loc["overlap", "value"] == 1.0
+
+
+def test_tables_of_other_heads_are_refused_not_matched_by_position():
+    for broken in (
+        TABLE[TABLE["layer"] > 0],
+        TABLE.assign(layer=TABLE["layer"] + 1),
+        TABLE.assign(head=TABLE["head"] + 1),
+        TABLE.drop(index=[3]),
+    ):
+        with pytest.raises(ShapeError, match=r"have none \(first: .*counted from 0"):
+            Scores.from_frame(broken, "aie")
+    with pytest.raises(ShapeError, match="several rows for layer 0, head 0"):
+        Scores.from_frame(pd.concat([TABLE, TABLE]), "aie")
+    with pytest.raises(UnknownNameError, match="no column effect; it has task, layer, head, aie"):
+        Scores.from_frame(TABLE, "effect")
+    low = Scores.from_frame(TABLE[TABLE["layer"] < 2], "aie")["t"]
+    with pytest.raises(ShapeError, match="cannot be compared"):
+        compare_head_sets(low, EFFECTS, ks=(1,))
+
+
+def test_effects_saved_and_read_back(tmp_path):
+    EFFECTS.save(tmp_path / "aie.safetensors")
+    found = IndirectEffects.load(tmp_path / "aie.safetensors")
+    assert isinstance(found, IndirectEffects)
+    assert torch.equal(found.values, VALUES)
+    assert torch.equal(found.scores, EFFECTS.scores)
+    assert (found.name, found.unit, found.task, found.model) == ("aie", "probability", "t", "m")
+
+
+def test_scores_of_one_task_stand_side_by_side():
+    omega = Scores(torch.arange(6.0).view(3, 2), "omega", "weight", "t", "m")
+    table = join_scores([EFFECTS, omega])
+    assert list(table.columns) == ["task", "layer", "head", "aie", "aie_low", "aie_high", "omega"]
+    assert table["omega"].tolist() == list(range(6))
+    assert omega.interval() is None
+    with pytest.raises(ShapeError, match="no common table"):
+        join_scores([EFFECTS, Scores(torch.zeros(2, 2), "omega", "weight")])

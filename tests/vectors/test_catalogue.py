@@ -1,0 +1,54 @@
+"""Vectors of every kind are read back by one call, and files of nothing are refused."""
+
+import pytest
+import torch
+
+from tvlens.errors import RunError, UnknownNameError
+from tvlens.runs.storage import save_tensors
+from tvlens.vectors.catalogue import load_vector, method, variants
+from tvlens.vectors.ltv.ltv import LearnableTaskVector
+from tvlens.vectors.vector import HeadMixture, TaskVector
+
+MIX = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(0))
+KINDS = [
+    TaskVector(torch.ones(2, 4), (1,), "m", "made"),
+    HeadMixture(MIX, (0, 1), "m", "made"),
+    LearnableTaskVector(torch.ones(2, 3, 4), start="normal", model="m", task="t"),
+]
+
+
+@pytest.mark.parametrize("vector", KINDS, ids=[type(v).__name__ for v in KINDS])
+def test_every_kind_is_read_back_as_what_it_is(vector, tmp_path):
+    vector.save(tmp_path / "v.safetensors")
+    found = load_vector(tmp_path / "v.safetensors")
+    assert type(found) is type(vector)
+    (tensors, facts), (expected, said) = found.state(), vector.state()
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[k], expected[k]) for k in tensors if k != "attribution")
+    assert {k: tuple(x) if k == "layers" else x for k, x in facts.items()} == said
+
+
+def test_a_file_without_a_vector_is_refused(tmp_path):
+    save_tensors(tmp_path / "v.safetensors", {"z": torch.zeros(2)}, {"model": "m"})
+    with pytest.raises(RunError, match="holds no Vector: it lacks 'vectors or mix or omega', it"):
+        load_vector(tmp_path / "v.safetensors")
+
+
+def test_names_in_tables_say_what_they_stand_for():
+    known = variants()
+    assert known["ltv_prompt"].label == "LTV, per prompt"
+    assert known["fv_layer_class_dummies"].dummies
+    assert "fv_published_prompt" not in known
+    assert method("ltv").family == "learned"
+    with pytest.raises(UnknownNameError, match="unknown method 'icv'; expected one of fv_layer"):
+        method("icv")
+
+
+def test_arithmetic_of_task_vectors():
+    v = TaskVector(torch.ones(3, 4), (1,), "m", "a")
+    w = TaskVector(2 * torch.ones(3, 4), (2,), "m", "b")
+    assert (-v).vectors[1, 0] == -1
+    assert (v / 2).vectors[1, 0] == 0.5
+    total = sum([v, w])
+    assert total.vectors[:, 0].tolist() == [0, 1, 2]
+    assert total.layers == (1, 2)
