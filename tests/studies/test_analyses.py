@@ -98,7 +98,7 @@ def test_method_summary_puts_numbers_where_they_belong(functions):
     cells = [("icl", "clean", 0.9)]
     cells += [
         (method, prompt, number / 10 + (0.05 if prompt == "shuffled" else 0))
-        for number, method in enumerate(m for m in text_study.METHODS if m != "icl")
+        for number, method in enumerate(m for m in text_study.LABELS if m != "icl")
         for prompt in text_study.PROMPTS
     ]
     rows = [
@@ -113,9 +113,9 @@ def test_method_summary_puts_numbers_where_they_belong(functions):
     assert list(values["task"]) == ["b", "b", "a", "a", "mean over tasks", "mean over tasks"]
     assert list(values["prompt"]) == ["zero-shot", "shuffled labels"] * 3
     np.testing.assert_allclose(values["ICL"], [0.9, 0.9, 0.8, 0.8, 0.85, 0.85])
-    np.testing.assert_allclose(values["LTV"], [0.2, 0.25, 0.1, 0.15, 0.15, 0.2])
-    assert shown["LTV"][1] == "0.25 [0.05, 0.45]"
-    assert shown["LTV"][4] == "0.15"
+    np.testing.assert_allclose(values["LTV"], [0.3, 0.35, 0.2, 0.25, 0.25, 0.3])
+    assert shown["LTV"][1] == "0.35 [0.15, 0.55]"
+    assert shown["LTV"][4] == "0.25"
 
 
 def test_headset_summary_sorts_sizes_and_averages_over_tasks(functions):
