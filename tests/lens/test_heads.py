@@ -5,12 +5,13 @@ import torch
 
 from helpers import tiny_regression as tiny
 from helpers import zoo
-from tvlens.errors import NumericalError, TaskError
+from tvlens.errors import NumericalError, RunError, TaskError
 from tvlens.lens.edits import NoEdit
-from tvlens.lens.heads import donor_outputs, mean_head_outputs
+from tvlens.lens.heads import HeadMeans, donor_outputs, mean_head_outputs
 from tvlens.lens.hooks import WholePassEngine
 from tvlens.lens.readout import FirstToken
 from tvlens.lens.replay import ReplayEngine
+from tvlens.runs.storage import save_tensors
 
 
 @pytest.fixture
@@ -86,6 +87,42 @@ def test_only_answered_prompts_enter_the_mean(lens, clean):
     assert means.kept == tuple(kept)
     assert (means.count, means.offered) == (len(kept), 9)
     assert zoo.off(means.z, reading.z[kept].mean(dim=0)) < 1e-5
+
+
+def test_means_saved_and_read_back(lens, clean, tmp_path):
+    means = mean_head_outputs(replace(lens, readout=AnswersByRank()), clean)
+    assert 1 < means.count < means.offered == 9
+    path = tmp_path / "new" / "means.safetensors"
+    means.save(path)
+    found = HeadMeans.load(str(path))
+    assert torch.equal(found.z, means.z)
+    assert torch.equal(found.outputs, means.outputs)
+    assert (found.kept, found.offered, found.model) == (means.kept, 9, "llama")
+    assert isinstance(found.kept, tuple)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "lacks"),
+    [
+        (("vectors",), {"layers": [0], "model": "m"}, "z"),
+        (("z", "outputs", "kept"), {"model": "m", "offered": 3, "z": 1}, "kept"),
+        (("z",), {"model": "m", "offered": 3, "kept": [0], "outputs": 1}, "outputs"),
+    ],
+)
+def test_files_of_anything_else_hold_no_means(tmp_path, tensors, metadata, lacks):
+    path = tmp_path / "other.safetensors"
+    save_tensors(path, {name: torch.ones(1, 1, 1) for name in tensors}, metadata)
+    words = f"{path} holds no HeadMeans: it lacks '{lacks}', it has"
+    with pytest.raises(RunError, match=words):
+        HeadMeans.load(path)
+
+
+def test_a_damaged_file_of_means_is_refused(tmp_path):
+    path = tmp_path / "means.safetensors"
+    HeadMeans(torch.ones(1, 2, 3), torch.ones(1, 2, 4), (0, 2), 3, "m").save(path)
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(RunError, match=f"cannot read {path}"):
+        HeadMeans.load(path)
 
 
 def test_a_model_that_answers_nothing_has_no_answered_mean(lens):
