@@ -13,6 +13,7 @@ SKY, RED, GREY, PALE = "#56B4E9", "#D55E00", "#666666", "#E3E3E3"
 PALETTE = {
     "black": "black",
     "blue": BLUE,
+    "brown": "#7F4F24",
     "dark": "#3B3B3B",
     "green": GREEN,
     "grey": GREY,

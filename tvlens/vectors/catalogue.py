@@ -79,7 +79,7 @@ METHODS: tuple[Method, ...] = (
     Method(
         "fv_published",
         "function vector",
-        Look("FV, published", "orange", "<", "--"),
+        Look("FV, published", "brown", "<", "--"),
         fv.make_published,
         whose=("class",),
         modalities=("regression",),
