@@ -106,12 +106,12 @@ class TaskVector(Vector):
         """No intervention on this model."""
         return cls(torch.zeros(lens.n_layer, lens.d_model), (), lens.name, "none")
 
-    def __mul__(self, scale: float) -> "TaskVector":
+    def __mul__(self, scale: float | int) -> "TaskVector":
         return replace(self, vectors=self.vectors * scale, origin=f"{self.origin} x {scale:g}")
 
     __rmul__ = __mul__
 
-    def __truediv__(self, scale: float) -> "TaskVector":
+    def __truediv__(self, scale: float | int) -> "TaskVector":
         return self * (1 / scale)
 
     def __neg__(self) -> "TaskVector":
