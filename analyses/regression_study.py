@@ -22,15 +22,12 @@ from tvlens.errors import TvlensError
 from tvlens.evaluation.curves import BARE
 from tvlens.runs.tables import write_tables
 from tvlens.studies.regression import RegressionSettings
+from tvlens.studies.summary import REGRESSION_LABELS
 from tvlens.tasks.regression.inputs import SHIFTS
-from tvlens.vectors.catalogue import BASELINES, variants
+from tvlens.vectors.catalogue import variants
 
 FUNCTIONS = "linear,sparse-linear,relu,tree"
 VARIANTS = {name: v for name, v in variants().items() if not v.dummies}
-LABELS = {
-    **{name: BASELINES[name].label for name in (BARE, "truncation")},
-    **{name: variant.label for name, variant in VARIANTS.items()},
-}
 
 
 def main(
@@ -51,33 +48,9 @@ def main(
     print(
         "\nSquared error over the variance of f(x), and gain = bare error / error, clean prompts\n"
     )
-    print(write_tables(out, "summary", *summary(results, trained)))
+    print((out / "summary.md").read_text(encoding="utf-8"))
     print("What the paper claims, on these models\n")
     print(write_tables(out, "claims", *[claims(results, trained)] * 2))
-
-
-def summary(
-    results: pd.DataFrame, train_points: "pd.Series[int]"
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Errors and gains by class and method (rows): numbers, and as text with intervals."""
-    clean = results[(results["shift"] == "none") & (results["prompt"] == "clean")]
-    numbers, texts = [], []
-    for functions, part in clean.groupby("functions", sort=False):
-        last = int(part["points"].max())
-        for method, label in LABELS.items():
-            row: dict[str, object] = {"functions": functions, "method": label}
-            text = dict(row)
-            for where, points in (("T_train", train_points[functions]), ("longest", last)):
-                for metric, name in (("squared_error", "error"), ("gain", "gain")):
-                    found = _cell(part, method, points, metric)
-                    if found is not None:
-                        row[f"{name}, {where}"] = found["value"]
-                        digits = 4 if metric == "squared_error" else 2
-                        interval = found["value"], found["ci_low"], found["ci_high"]
-                        text[f"{name}, {where}"] = with_interval(*interval, digits=digits)
-            numbers.append(row)
-            texts.append(text)
-    return pd.DataFrame(numbers), pd.DataFrame(texts).fillna("")
 
 
 def claims(results: pd.DataFrame, train_points: "pd.Series[int]") -> pd.DataFrame:
@@ -116,9 +89,9 @@ def claims(results: pd.DataFrame, train_points: "pd.Series[int]") -> pd.DataFram
                 {
                     "functions": functions,
                     "claim": claim,
-                    "method": LABELS[method],
+                    "method": REGRESSION_LABELS[method],
                     "gain": with_interval(*own),
-                    "against": LABELS[other],
+                    "against": REGRESSION_LABELS[other],
                     "its gain": with_interval(*against),
                     "holds": holds if apart else f"({holds})",
                 }
@@ -136,12 +109,6 @@ def _gains(part: pd.DataFrame, points: int, metric: str) -> pd.DataFrame:
     rows = part[(part["points"] == points) & (part["metric"] == metric)].set_index("method")
     gains = rows[["value", "ci_low", "ci_high"]]
     return pd.concat([gains, pd.DataFrame(1.0, index=[BARE], columns=gains.columns)])
-
-
-def _cell(part: pd.DataFrame, method: str, points: int, metric: str) -> pd.Series | None:
-    chosen = (part["method"] == method) & (part["points"] == points) & (part["metric"] == metric)
-    rows = part[chosen]
-    return None if rows.empty else rows.iloc[0]
 
 
 if __name__ == "__main__":

@@ -93,52 +93,6 @@ def test_text_study_writes_both_summaries_and_resumes(model, data, tmp_path, aga
     assert steps(found) == before
 
 
-def test_method_summary_puts_numbers_where_they_belong(functions):
-    text_study = functions("text_study.py")
-    cells = [("icl", "clean", 0.9)]
-    cells += [
-        (method, prompt, number / 10 + (0.05 if prompt == "shuffled" else 0))
-        for number, method in enumerate(m for m in text_study.LABELS if m != "icl")
-        for prompt in text_study.PROMPTS
-    ]
-    rows = [
-        {"task": task, "method": method, "prompt": prompt, "value": value - less}
-        for task, less in (("b", 0.0), ("a", 0.1))
-        for method, prompt, value in cells
-    ]
-    results = pd.DataFrame(rows).assign(metric="accuracy")
-    results["ci_low"], results["ci_high"] = results["value"] - 0.2, results["value"] + 0.2
-    other = results.assign(metric="exact_match", value=-1.0)
-    values, shown = text_study.method_summary(pd.concat([results, other]))
-    assert list(values["task"]) == ["b", "b", "a", "a", "mean over tasks", "mean over tasks"]
-    assert list(values["prompt"]) == ["zero-shot", "shuffled labels"] * 3
-    np.testing.assert_allclose(values["ICL"], [0.9, 0.9, 0.8, 0.8, 0.85, 0.85])
-    np.testing.assert_allclose(values["LTV"], [0.3, 0.35, 0.2, 0.25, 0.25, 0.3])
-    assert shown["LTV"][1] == "0.35 [0.15, 0.55]"
-    assert shown["LTV"][4] == "0.25"
-
-
-def test_headset_summary_sorts_sizes_and_averages_over_tasks(functions):
-    text_study = functions("text_study.py")
-    rows = [
-        (task, comparison, "overlap", k, value + more, k / 100)
-        for task, more in (("b", 0.0), ("a", 0.2))
-        for comparison, value in (("ltv seeds", 0.5), ("aie and ltv", 0.1))
-        for k in (10, 5)
-    ]
-    rows.append(("b", "aie and ltv", "spearman", None, 0.3, 0.0))
-    rows.append(("b", "aie and ltv", "gini_aie", None, 0.9, None))
-    columns = ["task", "comparison", "measure", "k", "value", "chance"]
-    headsets = pd.DataFrame(rows, columns=columns)
-    table = text_study.headset_summary(headsets)
-    assert list(table.columns) == ["comparison", "measure", "b", "a", "mean", "chance"]
-    sizes = ["overlap at 5", "overlap at 10"]
-    assert list(table["measure"]) == [*sizes, "spearman", *sizes]
-    assert list(table["comparison"]) == ["aie and ltv"] * 3 + ["ltv seeds"] * 2
-    np.testing.assert_allclose(table["mean"], [0.2, 0.2, 0.3, 0.6, 0.6])
-    np.testing.assert_allclose(table["chance"], [0.05, 0.1, 0.0, 0.05, 0.1])
-
-
 def test_weight_travel_shows_that_the_paper_weights_stay(model, data, tmp_path, again):
     task = next(iter(trained.TASKS))
     options = ["--model", model, "--task", str(data / f"{task}.json"), "--shots", SHOTS]

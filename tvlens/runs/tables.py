@@ -17,9 +17,14 @@ def markdown(table: pd.DataFrame) -> str:
 
 def write_tables(folder: Path, name: str, values: pd.DataFrame, shown: pd.DataFrame) -> str:
     """Writes `values` as name.csv and `shown` as name.md and name.tex; returns the Markdown."""
+    write(folder / f"{name}.csv", values.to_csv(index=False, lineterminator="\n").encode())
+    return write_texts(folder, name, shown)
+
+
+def write_texts(folder: Path, name: str, shown: pd.DataFrame) -> str:
+    """Writes `shown` as name.md and name.tex; returns the Markdown."""
     text = markdown(shown)
     latex = shown.map(_shown).to_latex(index=False, escape=True)
-    write(folder / f"{name}.csv", values.to_csv(index=False, lineterminator="\n").encode())
     write(folder / f"{name}.md", text.encode())
     write(folder / f"{name}.tex", latex.encode())
     return text

@@ -3,7 +3,7 @@
 Everything else of a study is the same for both (`tvlens.studies.study`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -131,6 +131,17 @@ class Plan(Protocol):
 
     def facts(self) -> Mapping[str, Any] | None:
         """A row of `models.csv`, where every task has a model of its own."""
+        ...
+
+    def summaries(
+        self, plans: "Iterable[Plan]", results: pd.DataFrame
+    ) -> Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]:
+        """Tables for a paper over all tasks, by name: in numbers, and as text with intervals.
+
+        Args:
+            plans: the plans of all tasks.
+            results: the results of all tasks.
+        """
         ...
 
     def figures(

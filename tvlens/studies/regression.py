@@ -2,7 +2,7 @@
 benchmark.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -25,7 +25,8 @@ from tvlens.evaluation.methods import BARE, Draws
 from tvlens.lens.heads import HeadMeans
 from tvlens.lens.lens import Lens
 from tvlens.runs.run import Run
-from tvlens.studies.plan import StudySettings, View
+from tvlens.studies import summary
+from tvlens.studies.plan import Plan, StudySettings, View
 from tvlens.tasks.base import KINDS, PromptKind, PromptSet
 from tvlens.tasks.regression.inputs import SHIFTS
 from tvlens.tasks.regression.oracles import ORACLES, choose_lasso
@@ -191,6 +192,11 @@ class RegressionPlan:
             "layers": self.lens.n_layer,
             "heads": self.lens.n_head,
         }
+
+    def summaries(self, plans: Iterable[Plan], results: pd.DataFrame) -> dict[str, summary.Summary]:
+        """Errors and gains of every method on every class."""
+        trained = {p.task.name: p.trained for p in plans if isinstance(p, RegressionPlan)}
+        return {"summary": summary.regression_methods(results, trained)}
 
     def figures(
         self, history: pd.DataFrame, results: pd.DataFrame

@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 
 from tvlens.lens.heads import HeadMeans
 from tvlens.runs.run import Run
+from tvlens.runs.tables import write_texts
 from tvlens.scores.catalogue import SCORES
 from tvlens.scores.mediation import IndirectEffects
 from tvlens.scores.score import Scores, join_scores
-from tvlens.studies import comparison, stages
+from tvlens.studies import comparison, stages, summary
 from tvlens.studies.plan import Plan, View
 from tvlens.vectors.catalogue import METHODS, WHOSE, methods_for, variant_name
 from tvlens.vectors.ltv.ltv import LearnableTaskVector
@@ -68,8 +69,8 @@ def study_all(
 
     Returns:
         What was found, by task. The run folder holds it as `results`, `heads`, `headsets`,
-        `overlap_curves`, `fv_sweep`, `ltv_history` and `layer_profiles` (CSV and Parquet), figures
-        and vectors.
+        `overlap_curves`, `fv_sweep`, `ltv_history` and `layer_profiles` (CSV and Parquet), its
+        `summary` and `headset_summary` (CSV, Markdown and LaTeX), figures and vectors.
     """
     found = {}
     for number, (name, plan) in enumerate(plans.items(), start=1):
@@ -199,6 +200,11 @@ def write(plans: Mapping[str, Plan], run: Run, found: Mapping[str, Study]) -> No
     facts = [facts for plan in plans.values() if (facts := plan.facts())]
     if facts:
         run.write_table("models", pd.DataFrame(facts))
+    summaries = {"headset_summary": summary.head_sets(joined["headsets"])}
+    summaries |= next(iter(plans.values())).summaries(plans.values(), joined["results"])
+    for name, (values, shown) in summaries.items():
+        run.write_table(name, values)
+        write_texts(run.folder, name, shown)
     figures: dict[str, Callable[[], Figure]] = {}
     for name, plan in plans.items():
         _save_vectors(run.folder / "vectors", plan, found[name])

@@ -1,6 +1,6 @@
 """The text study: what it asks of a task, and how it judges vectors."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +14,8 @@ from tvlens.lens.heads import HeadMeans
 from tvlens.lens.lens import Lens
 from tvlens.runs.run import Run
 from tvlens.scores.mediation import mediation_prompts
-from tvlens.studies.plan import StudySettings, View
+from tvlens.studies import summary
+from tvlens.studies.plan import Plan, StudySettings, View
 from tvlens.tasks.base import KINDS, PromptKind, PromptSet
 from tvlens.tasks.text.prompts import Prompts
 from tvlens.tasks.text.task import Task
@@ -123,6 +124,10 @@ class TextPlan:
 
     def facts(self) -> None:
         """All tasks have the same model, which the manifest names."""
+
+    def summaries(self, plans: Iterable[Plan], results: pd.DataFrame) -> dict[str, summary.Summary]:
+        """Accuracy of every method on every task."""
+        return {"summary": summary.text_methods(results)}
 
     def figures(
         self, history: pd.DataFrame, results: pd.DataFrame
