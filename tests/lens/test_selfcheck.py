@@ -260,7 +260,9 @@ def test_a_model_in_training_with_dropout_is_looked_at_without(kind):
 
 
 def test_names_that_do_not_exist_are_refused(tmp_path):
-    words = r"model 'no-such-model' cannot be loaded: it is not bundled \(smollm2-135m\)"
+    words = (
+        r"model 'no-such-model' cannot be loaded: tvlens knows none of this name \(but smollm2-13"
+    )
     with pytest.raises(UnknownNameError, match=words + ".*check the spelling, the folder or the"):
         tvlens.load("no-such-model")
     with pytest.raises(UnknownNameError, match=f"model '{tmp_path}' cannot be loaded"):

@@ -10,7 +10,13 @@ from helpers import zoo
 from helpers.commands import ok
 from tvlens.errors import RunError, UnknownNameError
 from tvlens.lens.readout import SquaredError
-from tvlens.models.catalogue import is_regression, list_shipped, load_shipped, read_regression
+from tvlens.models.catalogue import (
+    is_regression,
+    known_models,
+    list_shipped,
+    load_shipped,
+    read_regression,
+)
 from tvlens.models.regression.training import preset
 from tvlens.models.regression.transformer import RegressionTransformer, save_regression
 from tvlens.tasks.regression import oracles
@@ -159,3 +165,9 @@ def test_a_lens_on_a_file_reads_errors_over_the_variance_of_its_card(file, kind)
     with torch.no_grad():
         off = made.eval()(asked.xs, asked.ys)[:, -1] - asked.target
     assert zoo.off(error, off.square() / 2.5) < 1e-4
+
+
+def test_every_model_with_a_name_says_where_it_comes_from():
+    known = known_models()
+    assert known["smollm2-135m"] == "downloaded"
+    assert {name for name, origin in known.items() if origin == "included"} == set(list_shipped())

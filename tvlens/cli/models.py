@@ -20,8 +20,8 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 
 def list_models() -> None:
-    """The bundled models, and whether they are here."""
-    from tvlens.models.catalogue import list_bundled
+    """The models that tvlens knows: text models that it fetches, and whether they are here."""
+    from tvlens.models.catalogue import known_models, list_bundled
 
     bundled = list_bundled()
     said_below = ("description", "folder")
@@ -29,6 +29,8 @@ def list_models() -> None:
     for row in bundled:
         state = "is in" if row["present"] else "will be fetched into"
         say(f"{row['name']}: {row['description']}; {state} {row['folder']}")
+    included = [name for name, origin in known_models().items() if origin == "included"]
+    say(f"Included, for regression: {', '.join(included)} (tvlens regression models).")
     say("Any local folder or Hugging Face name of a causal language model works too.")
 
 

@@ -24,7 +24,7 @@ BackendKind = Literal["bridge", "hooked"]
 
 
 def complete_models(incomplete: str) -> list[str]:
-    """The bundled models whose name begins so."""
+    """The text models that tvlens knows whose name begins so."""
     from tvlens.models.catalogue import BUNDLED
 
     return [name for name in BUNDLED if name.startswith(incomplete)]

@@ -12,7 +12,13 @@ from tvlens.lens.readout import FirstToken, Readout, SquaredError
 from tvlens.lens.selfcheck import choose_engine
 from tvlens.models.backend import Backend
 from tvlens.models.bridge import BridgeBackend, bridge_from_huggingface
-from tvlens.models.catalogue import BUNDLED, bundled_folder, is_regression, read_regression
+from tvlens.models.catalogue import (
+    BUNDLED,
+    bundled_folder,
+    is_regression,
+    known_models,
+    read_regression,
+)
 from tvlens.models.encode import special_prefix
 from tvlens.models.hooked import HookedBackend, hooked_from_huggingface
 from tvlens.models.regression.points import BridgePoints, HookedPoints
@@ -113,8 +119,8 @@ def _huggingface(model: Any, tokenizer: Any, dtype: torch.dtype) -> tuple[Any, A
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UnknownNameError(
-            f"model {label!r} cannot be loaded: it is not bundled ({', '.join(BUNDLED)}) and, as a "
-            f"folder or Hugging Face name, failed with: {reason}; check the spelling, the folder "
-            "or the network"
+            f"model {label!r} cannot be loaded: tvlens knows none of this name (but "
+            f"{', '.join(known_models())}) and, as a folder or Hugging Face name, it failed with: "
+            f"{reason}; check the spelling, the folder or the network"
         ) from error
     return hf_model, tokenizer, label

