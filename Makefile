@@ -52,7 +52,8 @@ test: setup setup-tl4 check  ## all checks and tests, the tests in both environm
 	.venv-tl4/bin/python -m pytest
 
 reproduce: TEXT_SIZE = --tasks present-past,singular-plural,country-nationality \
-	--ltv-seeds $(LTV_SEEDS) --control-draws 1 --n-test 30
+	--ltv-seeds $(LTV_SEEDS) --control-draws 1 --n-means 50 --n-validation 16 --n-test 20 \
+	--steps 40
 reproduce: REGRESSION_SIZE = --functions linear --ltv-seeds $(LTV_SEEDS) --n-test 128 \
 	--shifts none
 reproduce: export HF_HUB_OFFLINE = 1

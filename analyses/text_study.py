@@ -15,6 +15,7 @@ import typer
 
 from tvlens.cli import options, studies
 from tvlens.errors import TvlensError
+from tvlens.studies.text import TextSettings
 
 TASKS = "present-past,singular-plural,country-nationality,verb-gerund,capitalize-word"
 
@@ -28,9 +29,11 @@ def main(
     shots: options.ShotsOption = 10,
     seed: options.SeedOption = 0,
     steps: options.StepsOption = None,
-    ltv_seeds: int = 3,
+    ltv_seeds: int = TextSettings.ltv_seeds,
+    n_means: int = TextSettings.n_means,
+    n_validation: int | None = None,
     n_test: int | None = None,
-    control_draws: int = 3,
+    control_draws: int = TextSettings.control_draws,
 ) -> None:
     """The text study of several tasks and its summary over them."""
     studies.study_text(
@@ -43,6 +46,8 @@ def main(
         seed=seed,
         steps=steps,
         ltv_seeds=ltv_seeds,
+        n_means=n_means,
+        n_validation=n_validation,
         n_test=n_test,
         control_draws=control_draws,
     )

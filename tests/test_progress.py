@@ -2,7 +2,7 @@ import io
 import re
 import threading
 import time
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import datetime
 
 import nbformat
@@ -62,6 +62,17 @@ def test_the_line_is_free_again_after_an_exception():
     # Below a bar left open, the next one would move to a line of its own.
     assert "again" in terminal.getvalue()
     assert "\n" not in terminal.getvalue()
+
+
+def test_a_line_said_beside_a_bar_stands_by_itself():
+    screen = Terminal()
+    with redirect_stderr(screen), redirect_stdout(screen), progress_bar("study", 2) as advance:
+        advance(1)
+        console.say("present-past: 358 pairs")
+        before, after = screen.getvalue().split("present-past: 358 pairs\n")
+    assert not before.split("\r")[-1].strip()
+    assert not before.split("\r")[-2].strip()
+    assert "study" in after
 
 
 def test_a_short_block_says_nothing_where_there_is_no_terminal(capfd):

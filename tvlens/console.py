@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -138,7 +139,10 @@ def _duration(seconds: float) -> str:
 
 
 def _print_line(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    """One line, above the bars of a terminal, if there are any."""
+    bars = sys.modules.get("tqdm") if console.is_terminal else None
+    with bars.tqdm.external_write_mode(console.file) if bars else contextlib.nullcontext():
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _columns_of_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[Any], bool]]:

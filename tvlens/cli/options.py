@@ -237,10 +237,12 @@ def open_run(
     return run
 
 
-def fit_settings(preset: str, steps: int | None, shots: int) -> "FitSettings":
+def fit_settings(
+    preset: str, steps: int | None, shots: int, n_validation: int | None = None
+) -> "FitSettings":
     """How LTVs are trained: by a preset, on no more examples than asked for."""
     from tvlens.vectors.ltv.settings import FitSettings
 
     settings = FitSettings.paper() if preset == "paper" else FitSettings()
-    settings = replace(settings, shots=min(settings.shots, shots))
+    settings = replace(settings, shots=min(settings.shots, shots), n_validation=n_validation)
     return settings if steps is None else replace(settings, steps=steps)

@@ -50,6 +50,13 @@ def study_text(
         int,
         typer.Option(min=1, help="LTVs trained per task, for stability; the first is reported."),
     ] = 3,
+    n_means: Annotated[
+        int, typer.Option(min=1, help="Clean train prompts that head means are taken over.")
+    ] = 100,
+    n_validation: Annotated[
+        int | None,
+        typer.Option(min=1, help="Validation prompts of each kind; every validation pair if none."),
+    ] = None,
     n_test: Annotated[
         int | None, typer.Option(min=1, help="Test prompts of each kind; every test pair if none.")
     ] = None,
@@ -70,8 +77,9 @@ def study_text(
     settings = TextSettings(
         seed=seed,
         shots=shots,
-        ltv=fit_settings(preset, steps, shots),
+        ltv=fit_settings(preset, steps, shots, n_validation),
         ltv_seeds=ltv_seeds,
+        n_means=n_means,
         n_test=n_test,
         control_draws=control_draws,
     )

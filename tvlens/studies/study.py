@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from tvlens.console import progress_bar
 from tvlens.lens.heads import HeadMeans
 from tvlens.runs.run import Run
 from tvlens.runs.tables import write_texts
@@ -22,6 +23,9 @@ from tvlens.studies.plan import Plan, View
 from tvlens.vectors.catalogue import METHODS, WHOSE, methods_for, variant_name
 from tvlens.vectors.ltv.ltv import LearnableTaskVector
 from tvlens.vectors.materials import ByKind, Materials
+
+STAGES = 5
+"""What takes time in the study of a task: means, mediation, training, vectors, evaluation."""
 
 
 @dataclass(frozen=True)
@@ -73,23 +77,35 @@ def study_all(
         `summary` and `headset_summary` (CSV, Markdown and LaTeX), figures and vectors.
     """
     found = {}
-    for number, (name, plan) in enumerate(plans.items(), start=1):
-        say(f"{plan.title} ({number} of {len(plans)})" if len(plans) > 1 else plan.title)
-        found[name] = study_task(plan, run)
+    with progress_bar("study, stages", STAGES * len(plans)) as advance:
+        for number, (name, plan) in enumerate(plans.items(), start=1):
+            say(f"{plan.title} ({number} of {len(plans)})" if len(plans) > 1 else plan.title)
+            found[name] = study_task(plan, run, progress=advance)
     write(plans, run, found)
     return found
 
 
-def study_task(plan: Plan, run: Run) -> Study:
-    """The study of one task, its stages kept as steps of `run`."""
+def study_task(plan: Plan, run: Run, *, progress: Callable[[int], None] = lambda _: None) -> Study:
+    """The study of one task, its stages kept as steps of `run`.
+
+    Args:
+        plan: what is studied.
+        run: where steps are kept.
+        progress: called with 1 after each of the `STAGES` that take time.
+    """
     s = plan.settings
     means = stages.head_means(plan, run)
+    progress(1)
     effects = {view: stages.mediate(plan, run, means, view) for view in plan.views}
+    progress(1)
     ltvs = stages.train(plan, run, means)
+    progress(1)
     materials = _materials(plan, run, means, effects, ltvs)
     methods = {name: made for each in materials for name, made in _made(plan, each).items()}
+    progress(1)
     scores = {view: _scores(plan, view, effects[view], ltvs) for view in plan.views}
     results = plan.evaluate(run, methods)
+    progress(1)
     return Study(
         results,
         _joined(join_scores(scores[view], seed=s.seed) for view in plan.views),

@@ -94,10 +94,12 @@ class TextPlan:
         return mediation_prompts(self.task, self.clean(), means, n=s.n_mediation, seed=s.seed)
 
     def validation(self) -> dict[PromptKind, PromptSet]:
-        """Prompts of the validation split that do not carry the task."""
+        """Prompts of the validation split that do not carry the task, as many as stop an LTV."""
         s = self.settings
         return {
-            kind: self.task.prompts("validation", shots=s.shots, seed=s.seed, kind=kind)
+            kind: self.task.prompts(
+                "validation", shots=s.shots, n=s.ltv.n_validation, seed=s.seed, kind=kind
+            )
             for kind in CHOICE_KINDS
         }
 
