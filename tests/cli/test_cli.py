@@ -199,11 +199,20 @@ def test_the_same_command_resumes_and_changes_no_byte(study, both):
     assert manifest(study.folder)["earlier_sessions"][-1]["state"] == "finished"
 
 
-def test_another_seed_into_the_same_folder_is_refused(study, both):
+@pytest.mark.parametrize(
+    ("option", "changed"),
+    [
+        ("--seed", "seed: 0 there, 1 now"),
+        ("--n-means", "n_means: 100 there, 1 now"),
+        ("--n-validation", "ltv.n_validation: null there, 1 now"),
+        ("--n-test", "n_test: null there, 1 now"),
+    ],
+)
+def test_another_option_into_the_same_folder_is_refused(option, changed, study, both):
     before = outcome(study.folder)
-    message = mistake("study", "text", *both, "--out", study.folder, "--seed", 1, kind=RunError)
+    message = mistake("study", "text", *both, "--out", study.folder, option, 1, kind=RunError)
     assert "belongs to a different run" in message
-    assert "config.settings.seed: 0 there, 1 now" in message
+    assert f"config.settings.{changed}" in message
     assert "choose another --out" in message
     assert outcome(study.folder) == before
 
@@ -506,7 +515,15 @@ def test_hooked_on_transformer_lens_4_is_refused(source, tmp_path):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--shots", "0"), ("--seed", "-1"), ("--n-test", "0"), ("--steps", "0"), ("--ltv-seeds", "0")],
+    [
+        ("--shots", "0"),
+        ("--seed", "-1"),
+        ("--n-means", "0"),
+        ("--n-validation", "0"),
+        ("--n-test", "0"),
+        ("--steps", "0"),
+        ("--ltv-seeds", "0"),
+    ],
 )
 def test_numbers_out_of_range_are_refused(option, value, source, tmp_path):
     result = run("study", "text", *source, option, value, "--out", tmp_path / "run")

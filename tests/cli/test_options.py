@@ -18,6 +18,7 @@ from tvlens.models.regression import training
 from tvlens.studies.regression import RegressionSettings
 from tvlens.studies.text import TextSettings
 from tvlens.tasks.regression.inputs import SHIFTS
+from tvlens.vectors.ltv.settings import FitSettings
 
 pytestmark = pytest.mark.usefixtures("wide")
 
@@ -43,8 +44,9 @@ def test_defaults_of_studies_are_those_of_their_settings():
     assert f"[default:({','.join(SHIFTS)})]" in said.replace(" ", "")
     assert default(RegressionSettings, "shifts") == tuple(SHIFTS)
     asked = inspect.signature(studies.study_text).parameters
-    for name in ("seed", "shots", "ltv_seeds", "n_test", "control_draws"):
+    for name in ("seed", "shots", "ltv_seeds", "n_means", "n_test", "control_draws"):
         assert asked[name].default == default(TextSettings, name), name
+    assert asked["n_validation"].default == default(FitSettings, "n_validation")
 
 
 @pytest.mark.parametrize("flag", ["--version", "-V"])

@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -331,6 +332,30 @@ def test_function_vectors_are_chosen_on_the_validation_split(tmp_path, monkeypat
     asked = {prompt.query for prompts in seen[0].values() for prompt in prompts}
     assert asked == set(task.split("validation"))
     assert not asked & set(task.split("test"))
+
+
+def test_fewer_validation_prompts_are_those_of_both_choices():
+    few = replace(SETTINGS, ltv=replace(SETTINGS.ltv, n_validation=3))
+    plan = TextPlan(trained.lens(), trained.TASKS["seven-on"], few)
+    chosen_on = {kind: len(prompts) for kind, prompts in plan.validation().items()}
+    assert chosen_on == {"zero": 3, "shuffled": 3}
+    assert all(fit.n_validation == 3 for fit in plan.fits.values())
+
+
+def test_progress_counts_every_stage_of_every_task(folder, monkeypatch, tmp_path):
+    told: list[tuple[str, int]] = []
+    steps: list[int] = []
+
+    @contextmanager
+    def watched(title: str, total: int) -> Iterator[Callable[[int], None]]:
+        told.append((title, total))
+        yield steps.append
+
+    monkeypatch.setattr(whole, "progress_bar", watched)
+    shutil.copytree(folder, tmp_path / "run")
+    study(tmp_path / "run")
+    assert told == [("study, stages", whole.STAGES * len(trained.TASKS))]
+    assert steps == [1] * whole.STAGES * len(trained.TASKS)
 
 
 def test_head_means_take_answered_prompts_only(tmp_path):
