@@ -54,8 +54,8 @@ test: setup setup-tl4 check  ## all checks and tests, the tests in both environm
 reproduce: TEXT_SIZE = --tasks present-past,singular-plural,country-nationality \
 	--ltv-seeds $(LTV_SEEDS) --control-draws 1 --n-means 50 --n-validation 16 --n-test 20 \
 	--steps 40
-reproduce: REGRESSION_SIZE = --functions linear --ltv-seeds $(LTV_SEEDS) --n-test 128 \
-	--shifts none
+reproduce: REGRESSION_SIZE = --functions linear --ltv-seeds $(LTV_SEEDS) --steps 100 \
+	--n-test 128 --shifts none
 reproduce: export HF_HUB_OFFLINE = 1
 reproduce: setup  ## learned heads against function-vector heads: three text tasks, linear regression
 	$(call STUDIES,runs/reproduce)
