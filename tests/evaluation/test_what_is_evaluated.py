@@ -68,3 +68,19 @@ def test_misspelt_kinds_are_refused(lens, ltvs):
         values(lens, {"clean": ltvs[0]})
     with pytest.raises(UnknownNameError, match="unknown kind 'zero-shot' of prompts; expected"):
         values(lens, ltvs[0], kinds=("zero-shot",))
+
+
+def test_a_method_has_rows_for_the_kinds_it_is_given_for_and_no_others(lens, ltvs):
+    methods = {"zero alone": {"zero": ltvs[0]}, "each": {"zero": ltvs[0], "clean": ltvs[1]}}
+    table = evaluate(lens, zoo.TASK, methods, kinds=("zero", "clean"), n=3, exact_match=False)
+    rows = set(table[["method", "prompt"]].itertuples(index=False, name=None))
+    assert rows == {
+        ("none", "zero"),
+        ("icl", "clean"),
+        ("zero alone", "zero"),
+        ("each", "zero"),
+        ("each", "clean"),
+    }
+    of_each = table[table["method"] == "each"].set_index(["prompt", "metric"])["value"]
+    assert of_each["clean"].tolist() == pytest.approx(values(lens, ltvs[1], kinds=("clean",)))
+    assert of_each["zero"].tolist() == pytest.approx(values(lens, ltvs[0]))
