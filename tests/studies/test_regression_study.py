@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,8 @@ from tvlens.models.regression.training import model_card, preset, train
 from tvlens.models.regression.transformer import save_regression
 from tvlens.studies import regression as module
 from tvlens.studies import stages
+from tvlens.studies import study as whole
+from tvlens.studies.plan import View
 from tvlens.studies.regression import RegressionPlan, RegressionSettings
 from tvlens.tasks.regression.functions import function_class
 from tvlens.tasks.regression.task import FunctionTask
@@ -290,6 +293,17 @@ def test_a_plan_needs_to_know_the_training_length():
     lens = tiny.lens()
     with pytest.raises(TaskError, match="does not say how many points the model was trained on"):
         RegressionPlan(lens, replace(tiny.TASK, train_points=None), RegressionSettings())
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_function_vectors_take_the_heads_of_their_own_view(monkeypatch):
+    plan = RegressionPlan(tiny.lens(), tiny.TASK, RegressionSettings())
+    monkeypatch.setattr(stages, "trained_for", lambda *_: {})
+    effects = {view: mock.Mock(name=str(view)) for view in plan.views}
+    assert len(effects) == 4
+    materials = whole._materials(plan, mock.Mock(), mock.Mock(), effects, {})
+    found = {each.whose: each.effects for each in materials}
+    assert found == {whose: effects[View(whose, "uninformative")] for whose in UNITS}
 
 
 @pytest.mark.parametrize(
