@@ -211,7 +211,7 @@ def layer_profiles(profiles: DataFrame) -> Figure:
             xy, colour = (part["layer"], part["share"]), PALETTE[score.colour]
             axes.fill_between(*xy, step="mid", color=colour, alpha=0.15, lw=0)
             axes.step(*xy, where="mid", color=colour, ls=score.dash, lw=1, label=score.label)
-        axes.set_title(task)
+        axes.set_title("\n".join(textwrap.wrap(task, 20)))
         axes.xaxis.set_major_locator(whole_numbers(5))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     panels[0].set_ylim(bottom=0)

@@ -82,7 +82,8 @@ def method_dots(results: DataFrame, *, metric: str = "accuracy") -> Figure:
     if metric in ("accuracy", "exact_match"):
         panels[0].set_xlim(-0.03, 1.03)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), columnspacing=1.2)
+    in_rows = -(-len(labels) // -(-len(labels) // 5))
+    figure.legend(handles, labels, loc="outside lower center", ncols=in_rows, columnspacing=1.2)
     return figure
 
 
