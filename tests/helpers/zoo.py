@@ -73,10 +73,6 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 # What replay does not know, and which of the identities hold all the same.
 UNKNOWN_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("Mistral", _LLAMA_LIKE | {"num_key_value_heads": 2, "sliding_window": 4}),
-    "gemma2": (
-        "Gemma2",
-        _LLAMA_LIKE | {"num_key_value_heads": 2, "head_dim": 6, "sliding_window": 4},
-    ),
     "mpt": (
         "Mpt",
         {
@@ -99,6 +95,38 @@ UNKNOWN_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "Llama",
         _LLAMA_LIKE | {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}},
     ),
+}
+_GROUPED = _LLAMA_LIKE | {"num_key_value_heads": 2, "head_dim": 6}
+# Blocks that scale what attention writes before they add it, and which module of a block reads the
+# residual stream behind that.
+SCALED_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma2": ("Gemma2", _GROUPED | {"sliding_window": 4}),
+    "gemma3": ("Gemma3", _GROUPED | {"sliding_window": 4}),
+    "olmo2": ("Olmo2", _LLAMA_LIKE | {"num_key_value_heads": 2}),
+    "olmo3": ("Olmo3", _LLAMA_LIKE | {"num_key_value_heads": 2}),
+    "glm4": ("Glm4", _GROUPED | {"pad_token_id": 0}),
+    "exaone4": ("Exaone4", _GROUPED | {"sliding_window": 4, "sliding_window_pattern": 2}),
+    "granite": (
+        "Granite",
+        _LLAMA_LIKE
+        | {
+            "num_key_value_heads": 2,
+            "residual_multiplier": 0.22,
+            "attention_multiplier": 0.3,
+            "embedding_multiplier": 2.0,
+            "logits_scaling": 3.0,
+        },
+    ),
+}
+READS_BEHIND_ATTENTION = {
+    "gemma2": "pre_feedforward_layernorm",
+    "gemma3": "pre_feedforward_layernorm",
+    "olmo2": "mlp",
+    "olmo3": "mlp",
+    "glm4": "post_attention_layernorm",
+    "exaone4": "mlp",
+    "granite": "post_attention_layernorm",
+    "bloom": "post_attention_layernorm",
 }
 
 OWN = ["attention-only", "folded"] if HAS_HOOKED else []
@@ -142,8 +170,9 @@ def tokenizer(*, bos: bool = False, eos: bool = False) -> PreTrainedTokenizerFas
 
 def huggingface(name: str, **changes: Any) -> Any:
     """A Hugging Face model with random weights, none of them at a default that hides a mistake."""
-    family, config = (CONFIGS | UNKNOWN_CONFIGS)[name]
-    config_type = getattr(transformers, f"{family}Config")
+    family, config = (CONFIGS | UNKNOWN_CONFIGS | SCALED_CONFIGS)[name]
+    text = "Text" if family == "Gemma3" else ""
+    config_type = getattr(transformers, f"{family}{text}Config")
     model = getattr(transformers, f"{family}ForCausalLM", None) or transformers.GPT2LMHeadModel
     made = model(config_type(**config, **changes)).eval()
     randomise(made)

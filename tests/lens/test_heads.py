@@ -46,7 +46,7 @@ def test_contributions_and_bias_sum_to_the_attention_output(name, kind, clean):
     lens = zoo.lens(name, kind)
     backend, batch = lens.backend, lens.encode(clean)
     found = {}
-    names = [backend.attn_out_hook(layer) for layer in range(3)]
+    names = [backend.added_hook(layer) for layer in range(3)]
     keep = [(n, lambda a, hook, n=n: found.update({n: a[:, -1].mean(dim=0)})) for n in names]
     with torch.no_grad(), backend.model.hooks(keep):
         backend.forward(batch.inputs, batch.mask)

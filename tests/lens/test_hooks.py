@@ -6,7 +6,7 @@ import torch
 from helpers import zoo
 from tvlens.errors import InterventionError, ShapeError
 from tvlens.lens.edits import AddToResidual, NoEdit, ReplaceHeads
-from tvlens.lens.hooks import WholePassEngine, counted_hooks, intervene, record_heads
+from tvlens.lens.hooks import WholePassEngine, counted_hooks, intervene, record_attention
 from tvlens.lens.replay import ReplayEngine
 
 
@@ -50,14 +50,15 @@ def test_no_edit_gives_the_models_own_logits(backend):
     assert torch.equal(engine.run(engine.read(batch), NoEdit(3))[:, 0], plain[:, -1])
 
 
-def test_read_records_hook_z_and_logits_at_the_query(backend):
+def test_what_attention_does_is_recorded_at_the_query(backend):
     batch = zoo.asked_early()
-    z, logits = record_heads(backend, batch.inputs, batch.mask, batch.query)
-    whole, plain = recorded(backend, [backend.z_hook(n) for n in range(3)], batch)
+    found = record_attention(backend, batch.inputs, batch.mask, batch.query)
+    names = [(backend.z_hook(n), backend.added_hook(n)) for n in range(3)]
+    whole, _ = recorded(backend, [name for pair in names for name in pair], batch)
     rows = torch.arange(len(batch))
-    for layer in range(3):
-        assert torch.equal(z[:, layer], whole[backend.z_hook(layer)][rows, batch.query])
-    assert torch.equal(logits, plain[rows, batch.query])
+    for layer, (z, added) in enumerate(names):
+        assert torch.equal(found.z[:, layer], whole[z][rows, batch.query])
+        assert torch.equal(found.added[:, layer], whole[added][rows, batch.query])
 
 
 def test_heads_are_replaced_at_the_query_and_nowhere_else(backend):
@@ -83,7 +84,7 @@ def test_vectors_are_added_at_the_query_and_nowhere_else(backend):
 
 def test_a_replaced_head_changes_the_attention_output_by_its_projection(backend):
     batch = zoo.batch()
-    name = backend.attn_out_hook(1)
+    name = backend.added_hook(1)
     z = WholePassEngine(backend).read(batch).z[:, 1, 2]
     clean, _ = recorded(backend, [name], batch)
     edited, _ = recorded(backend, [name], batch, one_head(backend, 1, 2, 0.5))

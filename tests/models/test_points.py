@@ -6,7 +6,7 @@ import torch
 from helpers import zoo
 from tvlens.errors import ShapeError
 from tvlens.lens.edits import AddToResidual, NoEdit, ReplaceHeads
-from tvlens.lens.hooks import WholePassEngine, record_heads
+from tvlens.lens.hooks import WholePassEngine, record_attention
 from tvlens.lens.lens import Lens
 from tvlens.lens.readout import SquaredError
 from tvlens.lens.replay import ReplayEngine
@@ -90,10 +90,10 @@ def test_the_unedited_query_is_the_trained_modules_last_prediction(
 
 
 def test_heads_sum_to_the_attention_output(backend, batch):
-    z, _ = record_heads(backend, batch.inputs, batch.mask, batch.query)
+    z = record_attention(backend, batch.inputs, batch.mask, batch.query).z
     summed = torch.einsum("blhd,lhdm->blm", z, backend.w_o) + backend.b_o
     found = []
-    name = backend.attn_out_hook(1)
+    name = backend.added_hook(1)
     with backend.hooks([(name, lambda activation, hook: found.append(activation[:, -1]))]):
         backend.forward(batch.inputs, batch.mask)
     assert zoo.off(summed[:, 1], found[0]) < TOLERANCE

@@ -7,6 +7,7 @@ from .engine import Engine as Engine
 from .engine import Reading as Reading
 from .heads import HeadMeans as HeadMeans
 from .heads import HeadOutputs as HeadOutputs
+from .heads import contributions as contributions
 from .heads import donor_outputs as donor_outputs
 from .heads import mean_head_outputs as mean_head_outputs
 from .hooks import WholePassEngine as WholePassEngine

@@ -13,9 +13,17 @@ from tvlens.models.batch import Batch
 
 
 class Reading(ABC):
-    """Prompts that a model has read once, unedited, ready to be run again with edits."""
+    """Prompts that a model has read once, unedited, ready to be run again with edits.
+
+    Attributes:
+        batch: the prompts.
+        factor: what each block multiplies the output of its attention by at the query position,
+            coordinate by coordinate, before it adds it to the residual stream; None for models
+            that add it as it is.
+    """
 
     batch: Batch
+    factor: Float[Tensor, "batch layer d_model"] | None = None
 
     def __len__(self) -> int:
         return len(self.batch)
@@ -39,12 +47,15 @@ class Engine(ABC, Generic[R]):
     Attributes:
         backend: the model.
         name: "replay" or "whole passes", as written into manifests.
+        scaled: whether blocks scale what attention writes before they add it; readings then hold
+            the factor.
     """
 
     name: str
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, *, scaled: bool = False) -> None:
         self.backend = backend
+        self.scaled = scaled
 
     @abstractmethod
     def read(self, batch: Batch) -> R:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tvlens.errors import NumericalError, ShapeError, TaskError
 from tvlens.lens.edits import NoEdit
+from tvlens.lens.engine import Reading
 from tvlens.lens.lens import Lens
 from tvlens.runs.storage import Kept
 from tvlens.tasks.base import HasDonors, PromptSet
@@ -21,7 +22,9 @@ class HeadMeans(Kept):
 
     Attributes:
         z: mean of `hook_z` at the query position.
-        outputs: mean contribution to the residual stream, `z @ W_O`, without the output bias.
+        outputs: mean contribution to the residual stream, without the output bias: `z @ W_O`, or,
+            in models that scale what attention writes, the mean of every prompt's own scaled
+            `z @ W_O`, which is no product of means.
         kept: indices of the prompts that entered the mean.
         offered: number of prompts that were offered.
         model: name of the model.
@@ -75,13 +78,25 @@ class HeadOutputs:
 
     Attributes:
         z: `hook_z` at the query position.
-        outputs: contribution to the residual stream, `z @ W_O`, without the output bias.
+        outputs: contribution to the residual stream, as `contributions`.
         model: name of the model.
     """
 
     z: Float[Tensor, "prompt layer head d_head"]
     outputs: Float[Tensor, "prompt layer head d_model"]
     model: str
+
+
+def contributions(lens: Lens, reading: Reading) -> Float[Tensor, "batch layer head d_model"]:
+    """What every head adds to the residual stream at the query, without the output bias.
+
+    That is `z W_O`. A block that scales the output of its attention before it adds it, by a norm or
+    a constant, scales every head's part of it alike: its factor at this position, with the norm's
+    scale as it is on this prompt, belongs to the contribution. Contributions and the scaled bias
+    sum to what attention adds.
+    """
+    outputs = torch.einsum("blhd,lhdm->blhm", reading.z, lens.w_o)
+    return outputs if reading.factor is None else outputs * reading.factor[:, :, None]
 
 
 def donor_outputs(lens: Lens, prompts: PromptSet) -> HeadOutputs:
@@ -98,8 +113,9 @@ def donor_outputs(lens: Lens, prompts: PromptSet) -> HeadOutputs:
         )
     batch = lens.encode(prompts.donors())
     with lens.frozen(), torch.no_grad():
-        z = torch.cat([reading.z for reading in lens.readings(batch)])
-        outputs = torch.einsum("plhd,lhdm->plhm", z, lens.w_o)
+        readings = list(lens.readings(batch))
+        z = torch.cat([reading.z for reading in readings])
+        outputs = torch.cat([contributions(lens, reading) for reading in readings])
     if not torch.isfinite(outputs).all():
         raise NumericalError(
             f"head outputs of {lens.name!r} on donors of task {prompts.task!r} are not finite; "
@@ -147,7 +163,7 @@ def mean_head_outputs(
         NumericalError: an activation is not finite.
     """
     batch = lens.encode(prompts)
-    streaming = _StreamingMean()
+    streaming, of_outputs = _StreamingMean(), _StreamingMean()
     kept: list[int] = []
     seen = 0
     unedited = NoEdit(lens.n_layer)
@@ -157,7 +173,11 @@ def mean_head_outputs(
             if answered_only:
                 outputs = lens.engine.run(reading, unedited)
                 right = lens.readout.answered(outputs, reading.batch)[:, 0].cpu()
-            streaming.add(reading.z[right.to(reading.z.device)])
+            answered = right.to(reading.z.device).nonzero().flatten()
+            streaming.add(reading.z[answered])
+            if reading.factor is not None:
+                for one in answered.split(1):
+                    of_outputs.add(contributions(lens, reading.rows(one)))
             kept += [seen + i for i in right.nonzero().flatten().tolist()]
             seen += len(reading)
             if progress is not None:
@@ -175,5 +195,8 @@ def mean_head_outputs(
             f"hook_z of head ({layer}, {head}) of {lens.name!r} is not finite on task "
             f"{prompts.task!r}; expected finite activations; try dtype=torch.float32"
         )
-    outputs = torch.einsum("lhd,lhdm->lhm", mean, lens.w_o.double())
+    if of_outputs.count:
+        outputs = torch.as_tensor(of_outputs.mean)
+    else:
+        outputs = torch.einsum("lhd,lhdm->lhm", mean, lens.w_o.double())
     return HeadMeans(mean.float(), outputs.float(), tuple(kept), len(prompts), lens.name)

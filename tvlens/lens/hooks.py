@@ -5,10 +5,10 @@ what `tvlens.lens.replay` is tested against.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -103,26 +103,79 @@ def intervene(backend: Backend, edit: Edit, query: Int[Tensor, " batch"]) -> Ite
         yield fired
 
 
-def record_heads(
+@dataclass(frozen=True)
+class Attended:
+    """What attention did at one position of every prompt.
+
+    Attributes:
+        z: `hook_z` of every head.
+        added: what attention adds to the residual stream, bias included.
+        projected: what its output projection gives, before a block scales it; None where the
+            backend cannot say.
+    """
+
+    z: Float[Tensor, "batch layer head d_head"]
+    added: Float[Tensor, "batch layer d_model"]
+    projected: Float[Tensor, "batch layer d_model"] | None
+
+    @property
+    def factor(self) -> Float[Tensor, "batch layer d_model"] | None:
+        """What the blocks multiply `projected` by to make `added`."""
+        if self.projected is None:
+            return None
+        return (self.added / self.projected).where(self.projected != 0, 0.0)
+
+
+def record_attention(
     backend: Backend,
     inputs: Tensor,
     mask: Bool[Tensor, "batch pos"],
     query: Int[Tensor, " batch"],
-) -> tuple[Float[Tensor, "batch layer head d_head"], Float[Tensor, "batch d_vocab"]]:
-    """`hook_z` of every head, and the logits, at the query position of one forward pass."""
-    found: dict[int, Tensor] = {}
+    *,
+    change_z: Callable[[int, Tensor], Tensor | None] | None = None,
+) -> Attended:
+    """What attention does at the query position of one forward pass.
+
+    Args:
+        backend: the model.
+        inputs: what it reads.
+        mask: which columns are no padding.
+        query: query position of each prompt.
+        change_z: gives `hook_z` of a layer in place of what it is, or None to leave it.
+    """
+    found: dict[str, Tensor] = {}
     rows = torch.arange(len(query), device=inputs.device)
 
-    def keep(layer: int, activation: Tensor) -> None:
+    def keep(name: str, activation: Tensor) -> None:
         # A view would keep the whole activation alive.
-        found[layer] = activation[rows, query].clone()
+        found[name] = activation[rows, query].clone()
 
+    def keep_z(layer: int, activation: Tensor) -> Tensor | None:
+        changed = None if change_z is None else change_z(layer, activation)
+        keep(backend.z_hook(layer), activation if changed is None else changed)
+        return changed
+
+    layers = range(backend.n_layer)
+    products = [backend.projected_hooks(n) for n in layers]
     functions: dict[str, Callable[[Tensor], Tensor | None]] = {
-        backend.z_hook(n): partial(keep, n) for n in range(backend.n_layer)
+        name: partial(keep, name) for n in layers for name in (backend.added_hook(n), *products[n])
     }
+    functions |= {backend.z_hook(n): partial(keep_z, n) for n in layers}
     with counted_hooks(backend, functions):
-        logits = backend.forward(inputs, mask)[rows, query]
-    return torch.stack([found[n] for n in range(backend.n_layer)], dim=1), logits
+        backend.forward(inputs, mask)
+
+    def stacked(names: Iterable[str]) -> Tensor:
+        return torch.stack([found[name] for name in names], dim=1)
+
+    return Attended(
+        stacked(backend.z_hook(n) for n in layers),
+        stacked(backend.added_hook(n) for n in layers),
+        torch.stack(
+            [reduce(torch.mul, [found[name] for name in names]) for names in products], dim=1
+        )
+        if all(products)
+        else None,
+    )
 
 
 @dataclass(frozen=True)
@@ -131,13 +184,15 @@ class WholePrompts(Reading):
 
     batch: Batch
     heads: Float[Tensor, "batch layer head d_head"]
+    factor: Float[Tensor, "batch layer d_model"] | None = None
 
     @property
     def z(self) -> Float[Tensor, "batch layer head d_head"]:
         return self.heads
 
     def rows(self, index: slice | Int[Tensor, " chosen"]) -> "WholePrompts":
-        return WholePrompts(self.batch.take(index), self.heads[index])
+        factor = None if self.factor is None else self.factor[index]
+        return WholePrompts(self.batch.take(index), self.heads[index], factor)
 
 
 class WholePassEngine(Engine[WholePrompts]):
@@ -148,12 +203,17 @@ class WholePassEngine(Engine[WholePrompts]):
     def read(self, batch: Batch) -> WholePrompts:
         batch = batch.to(self.backend.device)
         with torch.no_grad():
-            heads, _ = record_heads(self.backend, batch.inputs, batch.mask, batch.query)
-        return WholePrompts(batch, heads)
+            found = record_attention(self.backend, batch.inputs, batch.mask, batch.query)
+        return WholePrompts(batch, found.z, found.factor if self.scaled else None)
 
     def join(self, readings: Sequence[WholePrompts]) -> WholePrompts:
         batch = Batch.join([reading.batch for reading in readings])
-        return WholePrompts(batch, torch.cat([reading.heads for reading in readings]))
+        factors = [reading.factor for reading in readings if reading.factor is not None]
+        return WholePrompts(
+            batch,
+            torch.cat([reading.heads for reading in readings]),
+            torch.cat(factors) if factors else None,
+        )
 
     def run(self, reading: WholePrompts, edit: Edit) -> Float[Tensor, "batch variant d_vocab"]:
         return self.run_batch(reading.batch, edit)

@@ -89,7 +89,7 @@ class Lens:
         """
         if all(edit.at_query_only for edit in edits):
             return self.engine
-        return WholePassEngine(self.backend)
+        return WholePassEngine(self.backend, scaled=self.engine.scaled)
 
     def readings(
         self, batch: Batch, *, engine: Engine[Any] | None = None, max_prompts: int | None = None

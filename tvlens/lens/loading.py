@@ -21,6 +21,7 @@ from tvlens.models.catalogue import (
 )
 from tvlens.models.encode import special_prefix
 from tvlens.models.hooked import HookedBackend, hooked_from_huggingface
+from tvlens.models.reference import read_reference, require_same
 from tvlens.models.regression.points import BridgePoints, HookedPoints
 from tvlens.models.regression.transformer import RegressionTransformer
 
@@ -77,12 +78,14 @@ def load(
         hf_model, hf_tokenizer, found = _huggingface(model, tokenizer, dtype)
         label = name or found
         hf_model.eval()
+        reference = read_reference(hf_model)
         if backend == "hooked":
             inner = hooked_from_huggingface(hf_model, hf_tokenizer, dtype)
             wrapped = HookedBackend(inner, label)
         else:
             inner = bridge_from_huggingface(hf_model, hf_tokenizer, dtype)
             wrapped = BridgeBackend(inner, label)
+        require_same(wrapped, reference)
     if device is not None:
         wrapped.model.to(torch.device(device), print_details=False)
     prefix = () if wrapped.tokenizer is None else tuple(special_prefix(wrapped.tokenizer))

@@ -1,15 +1,15 @@
 """Checks that a lens makes of its model before anybody trusts a number from it."""
 
 import warnings
+from dataclasses import replace
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from tvlens.errors import ModelError
 from tvlens.lens.edits import AddToResidual, NoEdit, ReplaceHeads
 from tvlens.lens.engine import Engine
-from tvlens.lens.hooks import WholePassEngine, counted_hooks
+from tvlens.lens.hooks import Attended, WholePassEngine, record_attention
 from tvlens.lens.replay import ReplayEngine
 from tvlens.models.anatomy import UnknownArchitectureError
 from tvlens.models.backend import Backend
@@ -25,18 +25,22 @@ _LOGIT_TOLERANCE = _TOLERANCE | {torch.bfloat16: 3e-1}
 def choose_engine(backend: Backend) -> Engine:
     """The engine for `backend`: replay where it is exact, whole forward passes otherwise.
 
-    On short random prompts this checks that the contributions of the heads and the bias
-    sum to the attention output, that zeroing one head's `hook_z` changes that output by exactly
-    its `z W_O`, that a large patch moves the logits, and that replay gives the numbers of hooked
-    forward passes. A warning says so where it does not.
+    On short random prompts this checks that the contributions of the heads and the bias sum to the
+    attention output, which is what is added to the residual stream or, where a norm or a constant
+    stands between them, is scaled into it; that zeroing one head's `hook_z` changes that output by
+    exactly its `z W_O`, that a large patch moves the logits, and that replay gives the numbers of
+    hooked forward passes. A warning says so where it does not.
 
     Raises:
         ModelError: one of the first three identities is broken; the message says which.
     """
     batch = backend.short_prompts()
     with backend.frozen(), torch.no_grad():
-        _check_contributions(backend, batch)
+        scaled = _check_contributions(backend, batch)
         _check_large_patch(backend, batch)
+        if scaled:
+            reason = "its blocks scale what attention writes before they add it"
+            return _whole_passes(backend, reason, scaled=True)
         try:
             engine = ReplayEngine(backend)
             difference = _replay_difference(engine, batch)
@@ -55,13 +59,13 @@ def choose_engine(backend: Backend) -> Engine:
     return engine
 
 
-def _whole_passes(backend: Backend, reason: str) -> WholePassEngine:
+def _whole_passes(backend: Backend, reason: str, *, scaled: bool = False) -> WholePassEngine:
     warnings.warn(
         f"{backend.name!r} is run by whole forward passes, which is exact but far slower than "
         f"replay: {reason}",
         stacklevel=4,
     )
-    return WholePassEngine(backend)
+    return WholePassEngine(backend, scaled=scaled)
 
 
 def _relative(difference: Tensor, reference: Tensor) -> float:
@@ -73,70 +77,84 @@ def _typical(difference: Tensor, reference: Tensor) -> float:
     return float(difference.float().square().mean().sqrt() / spread)
 
 
-def _attention(
-    backend: Backend, batch: Batch, zero: tuple[int, int] | None = None
-) -> tuple[Float[Tensor, "layer batch d_model"], Float[Tensor, "layer batch head d_head"]]:
-    """Attention outputs and `hook_z` at the query, with one head's z zeroed where asked."""
-    z: dict[int, Tensor] = {}
-    out: dict[int, Tensor] = {}
-    rows = torch.arange(len(batch), device=backend.device)
-
-    def keep_z(layer: int, activation: Tensor) -> Tensor | None:
-        if zero is not None and layer == zero[0]:
-            activation = activation.clone()
-            activation[:, :, zero[1]] = 0
-        z[layer] = activation[rows, batch.query].clone()
-        return activation
-
-    def keep_out(layer: int, activation: Tensor) -> None:
-        out[layer] = activation[rows, batch.query].clone()
-
-    functions = {}
-    for layer in range(backend.n_layer):
-        functions[backend.z_hook(layer)] = lambda a, n=layer: keep_z(n, a)
-        functions[backend.attn_out_hook(layer)] = lambda a, n=layer: keep_out(n, a)
-    with counted_hooks(backend, functions):
-        backend.forward(batch.inputs, batch.mask)
-    layers = range(backend.n_layer)
-    return torch.stack([out[n] for n in layers]), torch.stack([z[n] for n in layers])
+def _everywhere(batch: Batch) -> Batch:
+    """The prompts asked at every one of their positions, a row for each."""
+    rows, columns = batch.mask.nonzero(as_tuple=True)
+    return replace(batch.take(rows), query=columns)
 
 
-def _check_contributions(backend: Backend, batch: Batch) -> None:
+def _check_contributions(backend: Backend, batch: Batch) -> bool:
+    """Whether blocks scale what heads write before they add it; refuses what is no scaling."""
     limit = _TOLERANCE.get(backend.dtype)
     if limit is None:
         raise ModelError(
             f"model {backend.name!r} has dtype {backend.dtype}; expected one of "
             f"{', '.join(map(str, _TOLERANCE))}; load it with dtype=torch.float32"
         )
-    out, z = _attention(backend, batch)
-    if not torch.isfinite(out).all():
+    batch = _everywhere(batch)
+    found = record_attention(backend, batch.inputs, batch.mask, batch.query)
+    if not torch.isfinite(found.added).all():
         raise ModelError(
             f"model {backend.name!r} gives activations that are not finite on a short prompt; "
             "expected finite numbers; check its weights and dtype"
         )
     w_o = backend.w_o
-    if z.shape[2:] != w_o.shape[1:3]:
+    if found.z.shape[2:] != w_o.shape[1:3]:
         raise ModelError(
-            f"model {backend.name!r}: hook_z has (head, d_head) {tuple(z.shape[2:])}, W_O has "
-            f"{tuple(w_o.shape[1:3])}; both must describe the same query heads"
+            f"model {backend.name!r}: hook_z has (head, d_head) {tuple(found.z.shape[2:])}, W_O "
+            f"has {tuple(w_o.shape[1:3])}; both must describe the same query heads"
         )
-    summed = torch.einsum("lbhd,lhdm->lbm", z, w_o) + backend.b_o[:, None]
-    error = _relative(summed - out, out)
+    summed = torch.einsum("blhd,lhdm->blm", found.z, w_o) + backend.b_o
+    written, scaled = found.added, False
+    error = _relative(summed - written, written)
+    if not error < limit and found.projected is not None:
+        written, scaled = found.projected, True
+        error = min(error, _relative(summed - written, written))
     if not error < limit:
         raise ModelError(
             f"model {backend.name!r}: head contributions plus bias do not sum to the attention "
             f"output (off by {error:.1e} standard deviations, expected < {limit:.0e}); something "
             "stands between hook_z and the residual stream, so heads have no separate contribution"
         )
+    if scaled:
+        _check_scaling(backend, found, limit)
     layer, head = backend.n_layer // 2, backend.n_head // 2
-    zeroed, _ = _attention(backend, batch, zero=(layer, head))
-    expected = -(z[layer, :, head] @ w_o[layer, head])
-    error = _relative((zeroed - out)[layer] - expected, out)
+
+    def without_one(at: int, z: Tensor) -> Tensor | None:
+        if at != layer:
+            return None
+        z = z.clone()
+        z[:, :, head] = 0
+        return z
+
+    zeroed = record_attention(backend, batch.inputs, batch.mask, batch.query, change_z=without_one)
+    after = zeroed.projected if scaled and zeroed.projected is not None else zeroed.added
+    expected = -(found.z[:, layer, head] @ w_o[layer, head])
+    error = _relative((after - written)[:, layer] - expected, written)
     if not error < limit:
         raise ModelError(
             f"model {backend.name!r}: zeroing z of head ({layer}, {head}) does not change the "
             f"attention output by its z W_O (off by {error:.1e} standard deviations, expected "
             f"< {limit:.0e}); hook_z is not where the output projection reads"
+        )
+    return scaled
+
+
+def _check_scaling(backend: Backend, found: Attended, limit: float) -> None:
+    """Refuse what stands behind attention and does not multiply its output.
+
+    A constant or a norm multiplies coordinate m at position p by w[m] u[p]: over positions and
+    coordinates, factors have rank one.
+    """
+    factor = found.factor
+    assert factor is not None
+    sizes = torch.linalg.svdvals(factor.float().transpose(0, 1))
+    error = float((sizes[:, 1] / sizes[:, 0].clamp(min=1e-12)).max())
+    if not error < limit:
+        raise ModelError(
+            f"model {backend.name!r}: what stands between attention and the residual stream is no "
+            f"scaling (its factors differ from a norm's by {error:.1e} of their size, expected < "
+            f"{limit:.0e}), so heads have no separate contribution"
         )
 
 

@@ -77,9 +77,17 @@ class Backend(ABC):
     def b_o(self) -> Float[Tensor, "layer d_model"]:
         """Output bias of every attention layer, zero where the model has none."""
 
+    def added_hook(self, layer: int) -> str:
+        """Name of the hook point at what attention adds to the residual stream, bias included."""
+        return f"blocks.{layer}.hook_attn_out"
+
     @abstractmethod
-    def attn_out_hook(self, layer: int) -> str:
-        """Name of the hook point at the attention output, bias included."""
+    def projected_hooks(self, layer: int) -> tuple[str, ...]:
+        """Names of hook points whose product is what the output projection gives, bias included.
+
+        They are read where a block scales that before it adds it: by a norm behind the attention,
+        as Gemma 2 and OLMo 2 do, or by a constant, as Granite does. Empty where it cannot be read.
+        """
 
     def z_hook(self, layer: int) -> str:
         """Name of the hook point at the heads' activations."""

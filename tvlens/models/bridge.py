@@ -37,8 +37,8 @@ class BridgeBackend(Backend):
         biases = [block.attn.b_O for block in self.model.blocks]
         return torch.stack([zero if bias is None else bias.detach() for bias in biases])
 
-    def attn_out_hook(self, layer: int) -> str:
-        return f"blocks.{layer}.attn.hook_out"
+    def projected_hooks(self, layer: int) -> tuple[str, ...]:
+        return (f"blocks.{layer}.attn.hook_out",)
 
     def unembed(
         self, residual: Float[Tensor, "batch pos d_model"]
