@@ -23,9 +23,8 @@ _BASE = {
     "max_position_embeddings": 128,
     "pad_token_id": 0,
 }
-_FALCON = {
-    key: _BASE[key] for key in _BASE if key not in ("intermediate_size", "num_key_value_heads")
-}
+_FALCON = {key: x for key, x in _BASE.items() if not key.startswith(("intermediate", "num_key"))}
+_FALCON |= {"multi_query": False}
 _WINDOW = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}
 
 
