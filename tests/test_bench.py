@@ -152,7 +152,10 @@ def test_the_published_step_runs_every_prompt_whole_and_by_itself(lens, task, cl
     assert set(rows) == {1}
 
 
-@pytest.mark.parametrize(("name", "kind"), zoo.CASES)
+# How many experts of a mixture run depends on the tokens.
+@pytest.mark.parametrize(
+    ("name", "kind"), [case for case in zoo.CASES if case[0] not in ("olmoe", "gpt-oss")]
+)
 def test_counted_operations_are_those_that_torch_counts(name, kind, task):
     lens = zoo.lens(name, kind)
     prompts = task.prompts("train", n=3, seed=0, kind="shuffled")

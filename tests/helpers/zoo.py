@@ -70,30 +70,16 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     # biases on queries, keys and values alone
     "qwen2": ("Qwen2", _LLAMA_LIKE | {"num_key_value_heads": 2}),
 }
-# What replay does not know, and which of the identities hold all the same.
+# What replay does not know.
 UNKNOWN_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
-    "mistral": ("Mistral", _LLAMA_LIKE | {"num_key_value_heads": 2, "sliding_window": 4}),
-    "mpt": (
-        "Mpt",
-        {
-            "vocab_size": D_VOCAB,
-            "d_model": D_MODEL,
-            "n_layers": N_LAYER,
-            "n_heads": N_HEAD,
-            "max_seq_len": N_CTX,
-        },
-    ),
-    "bloom": (
-        "Bloom",
-        {"vocab_size": D_VOCAB, "hidden_size": D_MODEL, "n_layer": N_LAYER, "n_head": N_HEAD},
-    ),
-    "opt": (
-        "OPT",
-        _LLAMA_LIKE | {"word_embed_proj_dim": D_MODEL, "ffn_dim": 24},
-    ),
     "dynamic-rope": (
         "Llama",
         _LLAMA_LIKE | {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}},
+    ),
+    # no norm at all before attention, and projections at both ends
+    "opt-projected": (
+        "OPT",
+        _LLAMA_LIKE | {"word_embed_proj_dim": 16, "ffn_dim": 24, "do_layer_norm_before": False},
     ),
 }
 _GROUPED = _LLAMA_LIKE | {"num_key_value_heads": 2, "head_dim": 6}
@@ -118,6 +104,58 @@ SCALED_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+# What HookedTransformer cannot be made of, and replay knows on the bridge.
+BRIDGED_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    # a window of attention
+    "mistral": ("Mistral", _LLAMA_LIKE | {"num_key_value_heads": 2, "sliding_window": 4}),
+    # windows on some layers, scores that are not scaled
+    "gpt-neo": (
+        "GPTNeo",
+        {
+            "vocab_size": D_VOCAB,
+            "hidden_size": D_MODEL,
+            "num_layers": N_LAYER,
+            "num_heads": N_HEAD,
+            "max_position_embeddings": N_CTX,
+            "intermediate_size": 24,
+            "attention_types": [[["global", "local", "global"], 1]],
+            "window_size": 4,
+        },
+    ),
+    # ALiBi
+    "mpt": (
+        "Mpt",
+        {
+            "vocab_size": D_VOCAB,
+            "d_model": D_MODEL,
+            "n_layers": N_LAYER,
+            "n_heads": N_HEAD,
+            "max_seq_len": N_CTX,
+        },
+    ),
+    "bloom": (
+        "Bloom",
+        {"vocab_size": D_VOCAB, "hidden_size": D_MODEL, "n_layer": N_LAYER, "n_head": N_HEAD},
+    ),
+    # an MLP whose layers stand in the block
+    "opt": ("OPT", _LLAMA_LIKE | {"word_embed_proj_dim": D_MODEL, "ffn_dim": 24}),
+    # layers without positions
+    "smollm3": (
+        "SmolLM3",
+        _LLAMA_LIKE | {"num_key_value_heads": 2, "no_rope_layers": [1, 0, 1], "pad_token_id": 0},
+    ),
+    # queries and keys normalised over all heads and clipped, a mixture of experts
+    "olmoe": (
+        "Olmoe",
+        _LLAMA_LIKE | {"num_experts": 4, "num_experts_per_tok": 2, "clip_qkv": 0.8},
+    ),
+    # attention sinks, windows, a rotary table of half the size
+    "gpt-oss": (
+        "GptOss",
+        _GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4},
+    ),
+    **SCALED_CONFIGS,
+}
 READS_BEHIND_ATTENTION = {
     "gemma2": "pre_feedforward_layernorm",
     "gemma3": "pre_feedforward_layernorm",
@@ -133,6 +171,7 @@ OWN = ["attention-only", "folded"] if HAS_HOOKED else []
 """HookedTransformers as users make them."""
 
 CASES = [(name, kind) for name in CONFIGS for kind in KINDS] + [(name, "hooked") for name in OWN]
+CASES += [(name, "bridge") for name in BRIDGED_CONFIGS]
 """Every architecture on every backend that is there."""
 
 # Largest difference between two ways to the same number, in standard deviations of it.
@@ -170,7 +209,7 @@ def tokenizer(*, bos: bool = False, eos: bool = False) -> PreTrainedTokenizerFas
 
 def huggingface(name: str, **changes: Any) -> Any:
     """A Hugging Face model with random weights, none of them at a default that hides a mistake."""
-    family, config = (CONFIGS | UNKNOWN_CONFIGS | SCALED_CONFIGS)[name]
+    family, config = (CONFIGS | BRIDGED_CONFIGS | UNKNOWN_CONFIGS)[name]
     text = "Text" if family == "Gemma3" else ""
     config_type = getattr(transformers, f"{family}{text}Config")
     model = getattr(transformers, f"{family}ForCausalLM", None) or transformers.GPT2LMHeadModel

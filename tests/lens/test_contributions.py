@@ -175,7 +175,7 @@ def test_a_hooked_transformer_with_norms_behind_attention(norm):
         act_fn="silu",
         d_mlp=20,
     )
-    with pytest.warns(UserWarning, match="its blocks scale what attention writes"):
+    with pytest.warns(UserWarning, match="does not know use_normalization_before"):
         lens = tvlens.load(model)
     reading = lens.engine.read(zoo.batch())
     outputs = tvlens.lens.contributions(lens, reading)

@@ -13,7 +13,8 @@ from tvlens.lens.replay import ReplayEngine
 def n_hooks(backend):
     # A bridge lists some hook points under two names.
     points = {id(point): point for point in backend.model.hook_dict.values()}
-    return sum(len(point.fwd_hooks) for point in points.values())
+    # transformer-lens 4 has some of its own on OPT.
+    return sum(not hook.is_permanent for point in points.values() for hook in point.fwd_hooks)
 
 
 def recorded(backend, names, batch, edit=None):
@@ -84,7 +85,8 @@ def test_vectors_are_added_at_the_query_and_nowhere_else(backend):
 
 def test_a_replaced_head_changes_the_attention_output_by_its_projection(backend):
     batch = zoo.batch()
-    name = backend.added_hook(1)
+    # Before anything scales it.
+    name = (*backend.projected_hooks(1), backend.added_hook(1))[0]
     z = WholePassEngine(backend).read(batch).z[:, 1, 2]
     clean, _ = recorded(backend, [name], batch)
     edited, _ = recorded(backend, [name], batch, one_head(backend, 1, 2, 0.5))
@@ -128,7 +130,7 @@ def test_variants_of_one_prompt_lie_next_to_each_other(backend):
         for v in (0, 7):
             alone = engine.read(zoo.batch([row]))
             single = engine.run(alone, edit.of_variants(torch.tensor([v])))
-            assert zoo.off(together[i, v], single[0, 0]) < 1e-5
+            assert zoo.off(together[i, v], single[0, 0]) < zoo.TOLERANCE[torch.float32]
 
 
 def test_generation_goes_on_from_what_was_generated(backend):

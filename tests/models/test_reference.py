@@ -48,7 +48,7 @@ def made(family: str, **config: Any) -> Any:
 def test_a_bridge_with_other_logits_is_refused(family, config):
     words = (
         "TransformerBridge made of a .* gives other logits than the original: they differ by "
-        r"\d\.\de-0\d standard deviations on 32 tokens, expected less than 1e-04; use"
+        r"\d\.\de-0\d standard deviations on 8 tokens, expected less than 1e-04; use"
     )
     with pytest.raises(ModelError, match=words):
         tvlens.load(made(family, **config), tokenizer=zoo.tokenizer())
@@ -81,15 +81,15 @@ def test_a_window_that_a_hooked_transformer_leaves_out_is_seen():
 @pytest.mark.parametrize(
     ("changes", "longest"),
     [
-        ({}, 32),
+        ({}, 8),
         ({"sliding_window": 40, "use_sliding_window": True}, 82),
-        ({"sliding_window": 4096, "use_sliding_window": True}, 32),
-        ({"max_position_embeddings": 20}, 20),
+        ({"sliding_window": 4096, "use_sliding_window": True}, 8),
+        ({"max_position_embeddings": 6}, 6),
     ],
 )
 def test_prompts_are_longer_than_windows_and_fit_the_model(changes, longest):
     reference = read_reference(made("Qwen2", **_BASE | changes))
-    assert [len(row) for row in reference.rows] == [longest, longest // 2, 5]
+    assert [len(row) for row in reference.rows] == [longest, longest // 2, 3]
     assert reference.architecture == "Qwen2ForCausalLM"
 
 

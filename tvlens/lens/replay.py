@@ -33,8 +33,10 @@ class Prefix(Reading):
         values: values of every layer, shared alike.
         visible: columns that the query position attends to besides itself.
         position: index of the query among the real tokens of its prompt.
+        key_position: index of every column among the real tokens of its prompt.
         residual: unedited residual stream at the query position, before each block and at the end.
         heads: unedited `hook_z` at the query position.
+        factors: what blocks multiply the output of attention by, layer by layer, or None.
     """
 
     batch: Batch
@@ -42,12 +44,18 @@ class Prefix(Reading):
     values: Float[Tensor, "layer prompt kv_head pos d_head"]
     visible: Bool[Tensor, "batch pos"]
     position: Int[Tensor, " batch"]
+    key_position: Int[Tensor, "batch pos"]
     residual: Float[Tensor, "layer_and_end batch d_model"]
     heads: Float[Tensor, "layer batch head d_head"]
+    factors: Float[Tensor, "layer batch d_model"] | None = None
 
     @property
     def z(self) -> Float[Tensor, "batch layer head d_head"]:
         return self.heads.transpose(0, 1)
+
+    @property
+    def factor(self) -> Float[Tensor, "batch layer d_model"] | None:  # type: ignore[override]
+        return None if self.factors is None else self.factors.transpose(0, 1)
 
     def rows(self, index: slice | Int[Tensor, " chosen"]) -> "Prefix":
         whole = self.batch.whole_prompts(index) if isinstance(index, slice) else None
@@ -58,8 +66,10 @@ class Prefix(Reading):
             self.values[:, prompts],
             self.visible[index],
             self.position[index],
+            self.key_position[index],
             self.residual[:, index],
             self.heads[:, index],
+            None if self.factors is None else self.factors[:, index],
         )
 
 
@@ -73,25 +83,28 @@ class ReplayEngine(Engine[Prefix]):
     name = "replay"
 
     def __init__(self, backend: Backend) -> None:
-        super().__init__(backend)
         self.anatomy: Anatomy = backend.anatomy()
+        scales = [block.scale_output is not None for block in self.anatomy.blocks]
+        super().__init__(backend, scaled=any(scales))
 
     def read(self, batch: Batch) -> Prefix:
         batch = batch.to(self.backend.device)
         rows = batch.prompt_of_row
         inputs, mask = batch.inputs[:: batch.shared], batch.mask[:: batch.shared]
         position = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        keys, values, residuals, heads = [], [], [], []
+        keys, values, residuals, heads, factors = [], [], [], [], []
         with torch.no_grad():
-            allowed = _causal(mask)
+            allowed = {w: _causal(mask, w) for w in {b.window for b in self.anatomy.blocks}}
             x = self.backend.embed(inputs, mask)
             for block in self.anatomy.blocks:
                 residuals.append(x[rows, batch.query])
                 q, k, v = self._project(block, x, position)
-                z = self._attend_all(block, q, k, v, allowed)
+                z = self._attend_all(block, q, k, v, allowed[block.window], position)
                 keys.append(k.transpose(1, 2))
                 values.append(v.transpose(1, 2))
                 heads.append(z[rows, batch.query])
+                if self.scaled:
+                    factors.append(_factor(block, heads[-1]))
                 x = _write(block, x, z)
             residuals.append(x[rows, batch.query])
         columns = torch.arange(batch.inputs.shape[1], device=self.backend.device)
@@ -101,9 +114,28 @@ class ReplayEngine(Engine[Prefix]):
             torch.stack(values),
             batch.mask & (columns[None] < batch.query[:, None]),
             position[rows, batch.query],
+            position[rows],
             torch.stack(residuals),
             torch.stack(heads),
+            torch.stack(factors) if factors else None,
         )
+
+    def heads_of(
+        self, layer: int, x: Float[Tensor, "batch pos d_model"], mask: Bool[Tensor, "batch pos"]
+    ) -> Float[Tensor, "batch pos head d_head"]:
+        """`hook_z` of one layer at every position, of the residual streams before its block."""
+        block, position = self.anatomy.blocks[layer], (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        q, k, v = self._project(block, x, position)
+        return self._attend_all(block, q, k, v, _causal(mask, block.window), position)
+
+    def write(
+        self,
+        layer: int,
+        x: Float[Tensor, "*rows d_model"],
+        z: Float[Tensor, "*rows head d_head"],
+    ) -> Float[Tensor, "*rows d_model"]:
+        """The residual streams behind one block, of those before it and the heads' `hook_z`."""
+        return _write(self.anatomy.blocks[layer], x, z)
 
     def join(self, readings: Sequence[Prefix]) -> Prefix:
         if len({reading.batch.shared for reading in readings}) > 1:
@@ -122,8 +154,12 @@ class ReplayEngine(Engine[Prefix]):
             columns([reading.values for reading in readings], 1, at=1),
             columns([reading.visible for reading in readings], 0, at=0),
             torch.cat([reading.position for reading in readings]),
+            columns([reading.key_position for reading in readings], 0, at=0),
             torch.cat([reading.residual for reading in readings], dim=1),
             torch.cat([reading.heads for reading in readings], dim=1),
+            torch.cat([r.factors for r in readings if r.factors is not None], dim=1)
+            if self.scaled
+            else None,
         )
 
     def run(self, reading: Prefix, edit: Edit) -> Float[Tensor, "batch variant d_vocab"]:
@@ -210,19 +246,32 @@ class ReplayEngine(Engine[Prefix]):
         q, k, v = heads.split([a.n_head, a.n_kv_head, a.n_kv_head], dim=-2)
         if block.norm_query is not None and block.norm_key is not None:
             q, k = block.norm_query(q), block.norm_key(k)
+        if block.clip is not None:
+            q, k, v = (x.clamp(-block.clip, block.clip) for x in (q, k, v))
         if block.rotate is not None:
             q, k = block.rotate(q, position), block.rotate(k, position)
         return q, k, v
 
     def _attend_all(
-        self, block: Block, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor
+        self,
+        block: Block,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        allowed: Bool[Tensor, "batch 1 pos pos"],
+        position: Int[Tensor, "batch pos"],
     ) -> Float[Tensor, "batch pos head d_head"]:
         group = self.anatomy.n_head // self.anatomy.n_kv_head
+        q = q.transpose(1, 2)
         k, v = (x.transpose(1, 2).repeat_interleave(group, dim=1) for x in (k, v))
-        z = scaled_dot_product_attention(
-            q.transpose(1, 2), k, v, attn_mask=allowed, scale=block.scale
-        )
-        return z.transpose(1, 2)
+        if block.cap is None and block.slopes is None and block.sinks is None:
+            z = scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=block.scale)
+            return z.transpose(1, 2)
+        scores = _capped(block, (q * block.scale) @ k.transpose(-1, -2))
+        if block.slopes is not None:
+            scores = scores + block.slopes[:, None, None] * position[:, None, None, :]
+        scores = scores.masked_fill(~allowed, float("-inf"))
+        return (_weights(block, scores).to(v.dtype) @ v).transpose(1, 2)
 
     def _attend_rows(
         self, reading: Prefix, layer: int, q: Tensor, own_keys: Tensor, own_values: Tensor
@@ -231,19 +280,28 @@ class ReplayEngine(Engine[Prefix]):
 
         `own_keys` and `own_values` are `[batch, variant, own position, kv_head, d_head]`.
         """
-        n_kv = self.anatomy.n_kv_head
+        block = self.anatomy.blocks[layer]
+        n_kv, n_own = self.anatomy.n_kv_head, own_keys.shape[2]
         batch, variant = q.shape[:2]
         grouped = q.unflatten(2, (n_kv, -1)).permute(0, 2, 3, 1, 4)  # batch kv group variant d_head
-        flat = grouped.flatten(2, 3) * self.anatomy.blocks[layer].scale
-        hidden = torch.where(reading.visible, 0.0, float("-inf")).to(q.dtype)[:, None, None]
+        flat = grouped.flatten(2, 3) * block.scale
         shared = reading.batch.shared
-        to_prefix = _times(flat, reading.keys[layer].transpose(-1, -2), shared) + hidden
+        to_prefix = _times(flat, reading.keys[layer].transpose(-1, -2), shared)
         scaled = flat.unflatten(2, (-1, variant))
         to_own = torch.einsum("bkgnd,bnokd->bkgno", scaled, own_keys).flatten(2, 3)
-        scores = torch.cat([to_prefix, to_own], dim=-1)
-        at_least_single = torch.promote_types(q.dtype, torch.float32)
-        weights = scores.softmax(dim=-1, dtype=at_least_single).to(q.dtype)
         n_prefix = to_prefix.shape[-1]
+        # The row being run is the last of its own positions.
+        last = reading.position[:, None] + n_own - 1
+        at = torch.cat([reading.key_position, last - torch.arange(n_own - 1, -1, -1).to(last)], 1)
+        seen = pad(reading.visible, (0, n_own), value=True)
+        if block.window is not None:
+            seen = seen & (last - at < block.window)
+        hidden = torch.where(seen, 0.0, float("-inf")).to(q.dtype)
+        scores = _capped(block, torch.cat([to_prefix, to_own], dim=-1)) + hidden[:, None, None]
+        scores = scores.unflatten(2, (-1, variant)).flatten(1, 2)  # batch head variant column
+        if block.slopes is not None:
+            scores = scores + block.slopes[:, None, None] * at[:, None, None]
+        weights = _weights(block, scores).to(q.dtype).unflatten(1, (n_kv, -1)).flatten(2, 3)
         from_prefix = _times(weights[..., :n_prefix], reading.values[layer], shared)
         from_prefix = from_prefix.unflatten(2, (-1, variant))
         own_weights = weights[..., n_prefix:].unflatten(2, (-1, variant))
@@ -251,6 +309,34 @@ class ReplayEngine(Engine[Prefix]):
         return (
             (from_prefix + from_own).permute(0, 3, 1, 2, 4).reshape(batch, variant, -1, q.shape[-1])
         )
+
+
+def _capped(block: Block, scores: Tensor) -> Tensor:
+    return scores if block.cap is None else block.cap * (scores / block.cap).tanh()
+
+
+def _weights(
+    block: Block, scores: Float[Tensor, "batch head row column"]
+) -> Float[Tensor, "batch head row column"]:
+    """Attention weights in single precision at least, without those of the sinks."""
+    at_least_single = torch.promote_types(scores.dtype, torch.float32)
+    if block.sinks is None:
+        return scores.softmax(dim=-1, dtype=at_least_single)
+    sinks = block.sinks.to(scores)[:, None, None].expand(*scores.shape[:3], 1)
+    return torch.cat([scores, sinks], dim=-1).softmax(dim=-1, dtype=at_least_single)[..., :-1]
+
+
+def _project_out(block: Block, z: Float[Tensor, "*rows head d_head"]) -> Tensor:
+    out = z.flatten(-2) @ block.w_o
+    return out if block.b_o is None else out + block.b_o
+
+
+def _factor(block: Block, z: Float[Tensor, "batch head d_head"]) -> Float[Tensor, "batch d_model"]:
+    """What the block multiplies the output of its attention by before it adds it."""
+    out = _project_out(block, z)
+    if block.scale_output is None:
+        return torch.ones_like(out)
+    return (block.scale_output(out) / out).where(out != 0, 0.0)
 
 
 def _times(
@@ -265,19 +351,19 @@ def _times(
     return product.transpose(1, 2).flatten(0, 1)
 
 
-def _causal(mask: Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch 1 pos pos"]:
+def _causal(mask: Bool[Tensor, "batch pos"], window: int | None) -> Bool[Tensor, "batch 1 pos pos"]:
     n = mask.shape[1]
     triangle = torch.ones(n, n, dtype=torch.bool, device=mask.device).tril()
+    if window is not None:
+        triangle = triangle.triu(1 - window)
     # Padding attends to itself: a softmax over nothing would be NaN.
     own = torch.eye(n, dtype=torch.bool, device=mask.device)
     return ((triangle & mask[:, None, :]) | own)[:, None]
 
 
 def _write(block: Block, x: Tensor, z: Tensor) -> Tensor:
-    attn_out = z.flatten(-2) @ block.w_o
-    if block.b_o is not None:
-        attn_out = attn_out + block.b_o
-    return block.finish(x, attn_out)
+    out = _project_out(block, z)
+    return block.finish(x, out if block.scale_output is None else block.scale_output(out))
 
 
 def _append(rows: Tensor, clean: Tensor, n: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from tvlens.errors import ModelError
 from tvlens.lens.edits import AddToResidual, NoEdit, ReplaceHeads
 from tvlens.lens.engine import Engine
-from tvlens.lens.hooks import Attended, WholePassEngine, record_attention
+from tvlens.lens.hooks import Attended, WholePassEngine, counted_hooks, record_attention
 from tvlens.lens.replay import ReplayEngine
 from tvlens.models.anatomy import UnknownArchitectureError
 from tvlens.models.backend import Backend
@@ -20,6 +21,13 @@ _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 5e-2, tor
 # Two orders of the same additions drift apart over many layers, so logits are compared by the root
 # mean square of their differences, and low precision is given more room.
 _LOGIT_TOLERANCE = _TOLERANCE | {torch.bfloat16: 3e-1}
+# One layer has no room to drift: what is wrong in it shows in any precision.
+_LAYER_TOLERANCE = {
+    torch.float64: 1e-9,
+    torch.float32: 1e-4,
+    torch.float16: 1e-2,
+    torch.bfloat16: 5e-2,
+}
 
 
 def choose_engine(backend: Backend) -> Engine:
@@ -38,28 +46,29 @@ def choose_engine(backend: Backend) -> Engine:
     with backend.frozen(), torch.no_grad():
         scaled = _check_contributions(backend, batch)
         _check_large_patch(backend, batch)
-        if scaled:
-            reason = "its blocks scale what attention writes before they add it"
-            return _whole_passes(backend, reason, scaled=True)
         try:
             engine = ReplayEngine(backend)
-            difference = _replay_difference(engine, batch)
-        except UnknownArchitectureError as reason:
-            return _whole_passes(backend, str(reason))
+            if reason := _other_layer(engine, batch):
+                return _whole_passes(backend, reason, scaled=scaled)
+            difference = _replay_difference(engine, batch, scaled=scaled)
+        except UnknownArchitectureError as error:
+            return _whole_passes(backend, str(error), scaled=scaled)
         except (RuntimeError, AttributeError, LookupError, TypeError, ValueError) as error:
             # Modules of an architecture nobody has tried can refuse to be called one by one.
-            return _whole_passes(backend, f"replay fails with {type(error).__name__}: {error}")
+            reason = f"replay fails with {type(error).__name__}: {error}"
+            return _whole_passes(backend, reason, scaled=scaled)
     limit = _LOGIT_TOLERANCE[backend.dtype]
     if not difference < limit:
         return _whole_passes(
             backend,
             f"replayed logits differ by {difference:.1e} standard deviations, expected < "
             f"{limit:.0e}",
+            scaled=scaled,
         )
     return engine
 
 
-def _whole_passes(backend: Backend, reason: str, *, scaled: bool = False) -> WholePassEngine:
+def _whole_passes(backend: Backend, reason: str, *, scaled: bool) -> WholePassEngine:
     warnings.warn(
         f"{backend.name!r} is run by whole forward passes, which is exact but far slower than "
         f"replay: {reason}",
@@ -173,11 +182,56 @@ def _check_large_patch(backend: Backend, batch: Batch) -> None:
         )
 
 
-def _replay_difference(engine: ReplayEngine, batch: Batch) -> float:
+def _other_layer(engine: ReplayEngine, batch: Batch) -> str | None:
+    """What replay does otherwise in one layer, given what the model has before it; None if nothing.
+
+    Layers are looked at one by one, so that no error hides behind later ones or in the noise of low
+    precision that gathers over all of them.
+    """
     backend = engine.backend
-    slow = WholePassEngine(backend)
+    found: dict[str, Tensor] = {}
+
+    def names(layer: int) -> tuple[str, str, str]:
+        before = f"blocks.{layer}.hook_resid_pre"
+        return before, backend.z_hook(layer), backend.residual_hook(layer)
+
+    def keep(name: str, activation: Tensor) -> None:
+        found[name] = activation.clone()
+
+    layers = range(backend.n_layer)
+    with counted_hooks(backend, {name: partial(keep, name) for n in layers for name in names(n)}):
+        backend.forward(batch.inputs, batch.mask)
+    limit = _LAYER_TOLERANCE[backend.dtype]
+    for layer in layers:
+        before, z, after = (found[name] for name in names(layer))
+        off = _typical((engine.heads_of(layer, before, batch.mask) - z)[batch.mask], z[batch.mask])
+        if not off < limit:
+            return (
+                f"replayed heads of layer {layer} differ by {off:.1e} standard deviations, "
+                f"expected < {limit:.0e}"
+            )
+        change = (after - before)[batch.mask].float()
+        error = (engine.write(layer, before, z) - after)[batch.mask].float()
+        # Of all positions the middle one: a mixture of experts may choose otherwise at some.
+        off = float((error.norm(dim=-1) / change.norm(dim=-1).clamp(min=1e-12)).median())
+        if not off < limit:
+            return (
+                f"what replay writes in layer {layer} differs by {off:.1e} of its size, expected < "
+                f"{limit:.0e}"
+            )
+    return None
+
+
+def _replay_difference(engine: ReplayEngine, batch: Batch, *, scaled: bool) -> float:
+    backend = engine.backend
+    slow = WholePassEngine(backend, scaled=scaled)
     fast_reading, slow_reading = engine.read(batch), slow.read(batch)
     worst = _typical(fast_reading.z - slow_reading.z, slow_reading.z)
+    if engine.scaled != scaled:
+        raise UnknownArchitectureError("replay does not know how its blocks scale attention")
+    if fast_reading.factor is not None and slow_reading.factor is not None:
+        off = fast_reading.factor - slow_reading.factor
+        worst = max(worst, float(off.abs().mean() / slow_reading.factor.abs().mean()))
     generator = torch.Generator().manual_seed(1)
     spread = slow_reading.z.float().std()
     shape = (backend.n_layer, backend.n_head, backend.d_head)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Block:
     """One transformer block, taken apart as far as replaying a single position needs.
 
@@ -16,25 +16,39 @@ class Block:
         norm: what the attention reads of the residual stream.
         w_qkv: query, key and value projections side by side.
         b_qkv: their biases, or None.
-        norm_query: normalisation of each head's query, or None.
-        norm_key: normalisation of each head's key, or None.
+        norm_query: normalisation of queries `[..., head, d_head]`, or None.
+        norm_key: normalisation of keys, or None.
+        clip: queries, keys and values are clipped to [-clip, clip]; None leaves them.
         rotate: rotary embedding of `[..., head, d_head]` at given positions `[...]`, or None.
         w_o: output projection, heads stacked along the first axis.
         b_o: its bias, or None.
         scale: factor on the attention scores.
-        finish: `(residual before the block, attention output) -> residual after the block`.
+        cap: scores become cap tanh(scores / cap); None leaves them.
+        slopes: added to the scores of every head, times the key's position (ALiBi); None adds none.
+        sinks: a further score of every head that takes its share of the weights and has no value;
+            None where there is none.
+        window: a position attends to so many positions, its own included; None to all before it.
+        scale_output: what the block does to the attention output before it adds it, which must
+            scale it; None where it adds it as it is.
+        finish: `(residual before the block, what attention adds) -> residual after the block`.
     """
 
     norm: Callable[[Tensor], Tensor]
     w_qkv: Float[Tensor, "d_model qkv"]
     b_qkv: Float[Tensor, " qkv"] | None
-    norm_query: Callable[[Tensor], Tensor] | None
-    norm_key: Callable[[Tensor], Tensor] | None
-    rotate: Callable[[Tensor, Tensor], Tensor] | None
     w_o: Float[Tensor, "head_d_head d_model"]
     b_o: Float[Tensor, " d_model"] | None
     scale: float
     finish: Callable[[Tensor, Tensor], Tensor]
+    norm_query: Callable[[Tensor], Tensor] | None = None
+    norm_key: Callable[[Tensor], Tensor] | None = None
+    clip: float | None = None
+    rotate: Callable[[Tensor, Tensor], Tensor] | None = None
+    cap: float | None = None
+    slopes: Float[Tensor, " head"] | None = None
+    sinks: Float[Tensor, " head"] | None = None
+    window: int | None = None
+    scale_output: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,11 +100,15 @@ def turn(
     """
     cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
     turned, kept = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
-    return torch.cat([turned * cos + quarter(turned) * sin, kept], dim=-1)
+    return torch.cat([turned * cos + quarter(turned) * sin, kept], dim=-1).to(x.dtype)
 
 
 def finish(
-    norm: Callable[[Tensor], Tensor], mlp: Callable[[Tensor], Tensor], *, parallel: bool
+    norm: Callable[[Tensor], Tensor],
+    mlp: Callable[[Tensor], Tensor],
+    *,
+    parallel: bool,
+    scale_mlp: Callable[[Tensor], Tensor] | None = None,
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """`Block.finish` of a block whose MLP reads the residual stream through `norm`.
 
@@ -98,20 +116,27 @@ def finish(
         norm: normalisation before the MLP.
         mlp: the MLP.
         parallel: whether the MLP reads what the attention reads, not what it leaves.
+        scale_mlp: what the block does to the MLP's output before it adds it.
     """
 
-    def beside(residual: Tensor, attn_out: Tensor) -> Tensor:
-        return residual + attn_out + mlp(norm(residual))
+    def of_mlp(residual: Tensor) -> Tensor:
+        out = mlp(norm(residual))
+        # Some mixtures of experts give their choices too; OPT's MLP puts all positions in a row.
+        out = (out[0] if isinstance(out, tuple) else out).reshape(residual.shape)
+        return out if scale_mlp is None else scale_mlp(out)
 
-    def behind(residual: Tensor, attn_out: Tensor) -> Tensor:
-        middle = residual + attn_out
-        return middle + mlp(norm(middle))
+    def beside(residual: Tensor, added: Tensor) -> Tensor:
+        return residual + added + of_mlp(residual)
+
+    def behind(residual: Tensor, added: Tensor) -> Tensor:
+        middle = residual + added
+        return middle + of_mlp(middle)
 
     return beside if parallel else behind
 
 
 def finish_without_mlp(
-    residual: Float[Tensor, "*rows d_model"], attn_out: Float[Tensor, "*rows d_model"]
+    residual: Float[Tensor, "*rows d_model"], added: Float[Tensor, "*rows d_model"]
 ) -> Float[Tensor, "*rows d_model"]:
     """`Block.finish` of a block of attention alone."""
-    return residual + attn_out
+    return residual + added

@@ -17,6 +17,25 @@ from tvlens.tasks.text.prompts import Prompts
 
 HookFunction = Callable[..., Tensor | None]
 
+_SHORT, _LONGEST = 8, 256
+# What a model does otherwise from some distance between two positions on.
+_DISTANCES = ("sliding_window", "window_size", "attention_chunk_size")
+
+
+def telling_length(config: Any) -> int:
+    """A length of prompts at which windows of attention show.
+
+    Longer than twice the longest window; windows of 127 positions and more are left out, because
+    such prompts would take long on large models.
+
+    Args:
+        config: configuration of a model.
+    """
+    distances = [getattr(config, name, None) for name in _DISTANCES]
+    within = [d for d in distances if isinstance(d, int) and 2 * d + 2 <= _LONGEST]
+    longest = max([_SHORT, *(2 * d + 2 for d in within)])
+    return min(longest, getattr(config, "max_position_embeddings", None) or longest)
+
 
 class Backend(ABC):
     """A frozen transformer with TransformerLens hook points.
@@ -66,6 +85,11 @@ class Backend(ABC):
     @property
     def dtype(self) -> torch.dtype:
         return self.w_o.dtype
+
+    @property
+    def config(self) -> Any:
+        """The configuration that says what the model does."""
+        return self.model.cfg
 
     @property
     @abstractmethod
@@ -150,8 +174,9 @@ class Backend(ABC):
     def short_prompts(self) -> Batch:
         """Two prompts of random tokens and different lengths, for checking the model."""
         generator = torch.Generator().manual_seed(0)
-        tokens = torch.randint(self.d_vocab, (2, 6), generator=generator).tolist()
-        return Batch.pad([tokens[0], tokens[1][:4]], [[0], [0]]).to(self.device)
+        n = telling_length(self.config)
+        tokens = torch.randint(self.d_vocab, (2, n), generator=generator).tolist()
+        return Batch.pad([tokens[0], tokens[1][: n - 2]], [[0], [0]]).to(self.device)
 
     def forward(
         self, inputs: Tensor, mask: Bool[Tensor, "batch pos"]

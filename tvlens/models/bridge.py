@@ -1,5 +1,7 @@
 """TransformerBridge (transformer-lens 3.9 and 4) behind the backend interface."""
 
+import inspect
+import sys
 from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any
@@ -16,16 +18,24 @@ from tvlens.models.anatomy import (
     finish,
     refuse_unknown,
     side_by_side,
-    turn,
 )
 from tvlens.models.backend import Backend
 from tvlens.models.encode import special_prefix
+from tvlens.models.rotary import rotaries
+
+# Attention whose scores are the products themselves.
+_UNSCALED = ("GPTNeoSelfAttention",)
 
 
 class BridgeBackend(Backend):
     """A TransformerBridge."""
 
     kind = "bridge"
+
+    @property
+    def config(self) -> Any:
+        """That of the original model."""
+        return getattr(self.model.original_model, "config", self.model.cfg)
 
     @cached_property
     def w_o(self) -> Float[Tensor, "layer head d_head d_model"]:
@@ -43,15 +53,21 @@ class BridgeBackend(Backend):
     def unembed(
         self, residual: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch pos d_vocab"]:
-        return self.model.unembed(self.model.ln_final(residual))
+        logits = self.model.unembed(self.model.ln_final(residual))
+        # Granite divides them, Cohere multiplies them, Gemma 2 caps them.
+        logits = logits / (getattr(self.config, "logits_scaling", None) or 1.0)
+        logits = logits * (getattr(self.config, "logit_scale", None) or 1.0)
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        return cap * (logits / cap).tanh() if cap else logits
 
     def anatomy(self) -> Anatomy:
-        config = self.model.original_model.config
-        refuse_unknown(_unknown(config, self.model))
-        rotary = _rotary(self.model)
+        refuse_unknown(_unknown(self.config, self.model))
+        rotary = rotaries(self.model)
         n_kv_head = int(getattr(self.model.cfg, "n_key_value_heads", None) or self.n_head)
         return Anatomy(
-            blocks=tuple(_block(self.model.cfg, block, rotary) for block in self.model.blocks),
+            blocks=tuple(
+                _block(self.model, self.config, n, rotary[n]) for n in range(self.n_layer)
+            ),
             n_head=self.n_head,
             n_kv_head=n_kv_head,
             d_head=self.d_head,
@@ -96,113 +112,134 @@ def bridge_from_huggingface(hf_model: Any, tokenizer: Any, dtype: torch.dtype) -
 
 def _unknown(config: Any, model: Any) -> dict[str, bool]:
     """Parts that replay does not know, by name, and whether the model has them."""
-    window = getattr(config, "sliding_window", None)
-    uses_window = window is not None and getattr(config, "use_sliding_window", True)
     layer_kinds = set(getattr(config, "layer_types", None) or ())
     layer_kinds |= set(getattr(config, "attention_layers", None) or ())
-    layer_kinds -= {"full_attention", "global"}
+    layer_kinds -= {"full_attention", "global", "sliding_attention", "local"}
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
     return {
-        "sliding_window": uses_window,
         f"layer types {sorted(layer_kinds)}": bool(layer_kinds),
-        "attn_logit_softcapping": bool(getattr(config, "attn_logit_softcapping", None)),
-        "final_logit_softcapping": bool(getattr(config, "final_logit_softcapping", None)),
         "attention_chunk_size": bool(getattr(config, "attention_chunk_size", None)),
         # Their angles depend on how long the whole sequence is.
         f"rope type {rope!r}": rope in ("dynamic", "longrope"),
-        "alibi": bool(getattr(config, "alibi", False)),
-        "clip_qkv": bool(getattr(config, "clip_qkv", None)),
         "scale_attn_by_inverse_layer_idx": bool(
             getattr(config, "scale_attn_by_inverse_layer_idx", False)
         ),
-        "a missing ln1, attn or ln_final": not all(
-            hasattr(block, "ln1") and hasattr(block, "attn") for block in model.blocks
+        "a missing norm, attn or ln_final": not all(
+            hasattr(block, "attn") and (hasattr(block, "ln1") or hasattr(block, "ln1_post"))
+            for block in model.blocks
         )
         or not hasattr(model, "ln_final"),
     }
 
 
-class _SharedRotary:
-    """Cosines and sines of a Hugging Face rotary module that all layers share."""
-
-    def __init__(self, module: Any, example: Tensor) -> None:
-        self.module, self.example = module, example
-        self.cos = self.sin = example.new_zeros(0)
-
-    def tables(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        needed = int(positions.max()) + 1
-        if needed > self.cos.shape[0]:
-            ids = torch.arange(max(needed, 2 * self.cos.shape[0]), device=self.example.device)
-            with torch.no_grad():
-                cos, sin = self.module(self.example, ids[None])
-            self.cos, self.sin = cos[0], sin[0]
-        return self.cos[positions], self.sin[positions]
-
-    def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
-        return turn(x, *self.tables(positions), _quarter_of_halves)
-
-
-def _quarter_of_halves(x: Tensor) -> Tensor:
-    low, high = x.chunk(2, dim=-1)
-    return torch.cat([-high, low], dim=-1)
-
-
-def _quarter_of_neighbours(x: Tensor) -> Tensor:
-    return torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)
-
-
-def _rotate_adjacent(table: Tensor, x: Tensor, positions: Tensor) -> Tensor:
-    """GPT-J's rotary embedding: neighbouring components are paired."""
-    sin, cos = table[positions].repeat_interleave(2, dim=-1).chunk(2, dim=-1)
-    return turn(x, cos, sin, _quarter_of_neighbours).to(x.dtype)
-
-
-def _rotary(model: Any) -> Callable[[Tensor, Tensor], Tensor] | None:
-    if model.cfg.positional_embedding_type == "standard":
-        return None
-    kind = model.cfg.positional_embedding_type
-    refuse_unknown({f"positional_embedding_type {kind}": kind != "rotary"})
-    base = model.original_model.base_model
-    if hasattr(base, "rotary_emb"):
-        example = model.blocks[0].attn.W_Q.detach().new_zeros(1)
-        return _SharedRotary(base.rotary_emb, example).rotate
-    attention = model.blocks[0].attn.original_component
-    if hasattr(attention, "embed_positions"):
-        return partial(_rotate_adjacent, attention.embed_positions)
-    raise UnknownArchitectureError("replay does not find the model's rotary embedding")
-
-
-def _block(cfg: Any, block: Any, rotate: Callable[[Tensor, Tensor], Tensor] | None) -> Block:
+def _block(
+    model: Any, config: Any, layer: int, rotate: Callable[[Tensor, Tensor], Tensor] | None
+) -> Block:
+    block = model.blocks[layer]
     attn = block.attn
+    original = attn.original_component
     biases = [attn.b_Q, attn.b_K, attn.b_V]
     b_qkv = None
     if biases[0] is not None:
         b_qkv = torch.cat([b.detach().flatten() for b in biases])
     w_o = attn.W_O.detach()
-    scale = getattr(attn.original_component, "scaling", None)
+    scale = 1.0 if type(original).__name__ in _UNSCALED else getattr(original, "scaling", None)
+    clip = getattr(config, "clip_qkv", None)
+    sinks = getattr(original, "sinks", None)
+    norms, parallel = _norms(block), bool(model.cfg.parallel_attn_mlp)
     return Block(
-        norm=block.ln1,
+        norm=norms["ln1"] or _as_it_is,
         w_qkv=side_by_side([attn.W_Q, attn.W_K, attn.W_V]),
         b_qkv=b_qkv,
         norm_query=_head_norm(attn, "q_norm"),
         norm_key=_head_norm(attn, "k_norm"),
+        clip=float(clip) if clip else None,
         rotate=rotate,
         w_o=w_o.flatten(0, 1),
         b_o=None if attn.b_O is None else attn.b_O.detach(),
         scale=w_o.shape[1] ** -0.5 if scale is None else float(scale),
-        finish=_finish(block, parallel=bool(cfg.parallel_attn_mlp)),
+        cap=getattr(config, "attn_logit_softcapping", None) or None,
+        slopes=_slopes(model, original),
+        sinks=None if sinks is None else sinks.detach(),
+        window=_window(config, layer),
+        scale_output=_scaled(norms["ln1_post"], config),
+        finish=finish(
+            # Some parallel blocks have one norm for both.
+            norms["ln2"] or (norms["ln1"] if parallel else None) or _as_it_is,
+            _mlp(block),
+            parallel=parallel,
+            scale_mlp=_scaled(norms["ln2_post"], config),
+        ),
     )
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
+def _norms(block: Any) -> dict[str, Any]:
+    """The norms before and behind attention (ln1, ln1_post) and MLP (ln2, ln2_post), or None."""
+    found = {name: getattr(block, name, None) for name in ("ln1", "ln1_post", "ln2", "ln2_post")}
+    there = {name for name, _ in block.original_component.named_children()}
+    before = {"input_layernorm", "pre_feedforward_layernorm"}
+    if "post_feedforward_layernorm" in there and not there & before:
+        # Both norms stand behind; transformer-lens 3 calls them as if they stood before.
+        for name in ("ln1", "ln2"):
+            found[f"{name}_post"] = found[f"{name}_post"] or found[name]
+            found[name] = None
+    return found
+
+
+def _scaled(norm: Any, config: Any) -> Callable[[Tensor], Tensor] | None:
+    """What a block does to the output of attention or MLP before it adds it."""
+    factor = getattr(config, "residual_multiplier", None)
+    if norm is not None:
+        return norm
+    return None if factor in (None, 1.0) else partial(torch.mul, torch.tensor(float(factor)))
+
+
+def _window(config: Any, layer: int) -> int | None:
+    """How many positions a layer attends to, its own included; None for all before it."""
+    kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None)
+    if kinds is not None:
+        windows = {"sliding_attention": "sliding_window", "local": "window_size"}
+        name = windows.get(kinds[layer])
+        return None if name is None else getattr(config, name, None)
+    used = getattr(config, "use_sliding_window", True)
+    return getattr(config, "sliding_window", None) if used else None
+
+
+def _slopes(model: Any, original: Any) -> Float[Tensor, " head"] | None:
+    """What ALiBi adds to the scores of every head for each position further right."""
+    if model.cfg.positional_embedding_type != "alibi":
+        return None
+    n_head = int(model.cfg.n_heads)
+    module = sys.modules[type(original).__module__]
+    if hasattr(module, "build_mpt_alibi_tensor"):
+        table = module.build_mpt_alibi_tensor(n_head, 2)
+    elif hasattr(module, "build_alibi_tensor"):
+        table = module.build_alibi_tensor(torch.ones(1, 2), n_head, torch.float32)
+    else:
+        raise UnknownArchitectureError("replay does not find the slopes of ALiBi")
+    table = table.reshape(n_head, 2)
+    return (table[:, 1] - table[:, 0]).to(model.W_E.device)
 
 
 def _head_norm(attn: Any, name: str) -> Callable[[Tensor], Tensor] | None:
     if name not in attn.submodules:
         return None
-    per_head = getattr(attn, "_qk_norm_phase", None) == "post_reshape"
-    refuse_unknown({f"{name} over all heads at once": not per_head})
-    return getattr(attn, name)
+    norm = getattr(attn, name)
+    if getattr(attn, "_qk_norm_phase", None) == "post_reshape":
+        return norm
+    return lambda x: norm(x.flatten(-2)).unflatten(-1, x.shape[-2:])
 
 
-def _finish(block: Any, *, parallel: bool) -> Callable[[Tensor, Tensor], Tensor]:
-    # Some parallel blocks have one norm for both.
-    norm = block.ln1 if parallel and not hasattr(block, "ln2") else block.ln2
-    return finish(norm, block.mlp, parallel=parallel)
+def _mlp(block: Any) -> Callable[[Tensor], Tensor]:
+    """The MLP alone, where its two layers stand in the block itself or it adds the residual."""
+    mlp, original = block.mlp, block.mlp.original_component
+    if mlp.name is None:
+        parts, activation = mlp.submodules, block.original_component.activation_fn
+        return lambda x: parts["out"](activation(parts["in"](x)))
+    if "residual" in inspect.signature(original.forward).parameters:
+        return lambda x: mlp(x, torch.zeros_like(x))
+    return mlp
