@@ -100,8 +100,9 @@ def bridge_from_huggingface(hf_model: Any, tokenizer: Any, dtype: torch.dtype) -
             device="cpu",
         )
     except (NotImplementedError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        said = str(error).split(" Available architectures")[0].rstrip(".")
         raise ModelError(
-            f"TransformerBridge cannot wrap a {type(hf_model).__name__}: {error}; "
+            f"TransformerBridge cannot wrap a {type(hf_model).__name__}: {said}; "
             "see transformer-lens' list of supported architectures"
         ) from error
     bridge.tokenizer = None
