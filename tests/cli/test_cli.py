@@ -217,6 +217,29 @@ def test_another_option_into_the_same_folder_is_refused(option, changed, study, 
     assert outcome(study.folder) == before
 
 
+def test_another_precision_into_the_same_folder_is_refused(study, both):
+    words = ["study", "text", *both, "--out", study.folder, "--dtype", "bfloat16"]
+    message = mistake(*words, kind=RunError)
+    assert 'config.dtype: "float32" there, "bfloat16" now' in message
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--dtype", "int8", "unknown dtype 'int8'; expected 'float32', 'bfloat16', 'float16'"),
+        ("--device", "gpu", "there is no device 'gpu' here; expected one of 'cpu'"),
+    ],
+)
+def test_precisions_and_devices_that_are_not_there_are_refused(
+    option, value, words, source, tmp_path
+):
+    message = mistake(
+        "mediate", *source, option, value, "--out", tmp_path / "run", kind=UnknownNameError
+    )
+    assert words in message
+    assert not (tmp_path / "run").exists()
+
+
 def test_other_data_under_the_same_name_is_refused(study, both, here, tmp_path):
     copied = trained.save_tasks(tmp_path / "data")
     (copied / "seven-on.json").write_text(json.dumps(pairs(40)))

@@ -9,8 +9,11 @@ import typer
 from tvlens.cli.options import (
     BackendOption,
     DataOption,
+    DeviceOption,
+    DtypeOption,
     ModelOption,
     OutOption,
+    RevisionOption,
     SeedOption,
     complete_tasks,
     load_lens,
@@ -30,6 +33,9 @@ def bench_text(
     ] = "present-past",
     data: DataOption = None,
     backend: BackendOption = "bridge",
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    revision: RevisionOption = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write the figures to this file.")
     ] = None,
@@ -45,9 +51,9 @@ def bench_text(
     from tvlens.bench import BenchSettings, bench
     from tvlens.runs.storage import encode_json, write
 
-    lens = load_lens(model, backend)
+    lens = load_lens(model, backend, dtype, device, revision)
     settings = BenchSettings()
-    with open_run(out, "bench", model, lens, chosen, settings) as run:
+    with open_run(out, "bench", lens, chosen, settings) as run:
         figures = bench(lens, found, settings, say=say)
         run.write_table("bench", pd.DataFrame([figures]))
     if json_file is not None:

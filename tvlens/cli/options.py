@@ -86,6 +86,22 @@ BackendOption = Annotated[
     BackendKind,
     typer.Option("--backend", help="TransformerBridge, or transformer-lens 3's HookedTransformer."),
 ]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        help="Precision of the weights: float32 if none, bfloat16, float16, float64, or auto for "
+        "that of the file.",
+    ),
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option("--device", help="Where the model is put: cpu if none, cuda, cuda:1, mps, auto."),
+]
+RevisionOption = Annotated[
+    str | None,
+    typer.Option("--revision", help="Branch, tag or commit of a Hugging Face model."),
+]
 ShotsOption = Annotated[
     int, typer.Option("--shots", min=1, help="Examples in a prompt; LTVs may train on fewer.")
 ]
@@ -191,14 +207,21 @@ def read_scores(text: str) -> "dict[str, Scores]":
         raise type(error)(f"{file}: {error}") from error
 
 
-def load_lens(model: str, backend: BackendKind) -> "Lens":
+def load_lens(
+    model: str,
+    backend: BackendKind,
+    dtype: str | None = None,
+    device: str | None = None,
+    revision: str | None = None,
+) -> "Lens":
     """The lens on a model; says what it is."""
     from transformers.utils import logging
 
     from tvlens.lens.loading import load
 
     logging.disable_progress_bar()
-    lens = load(model, backend=backend)
+    name = model if revision is None else f"{model}@{revision}"
+    lens = load(model, backend=backend, dtype=dtype, device=device, revision=revision, name=name)
     say(repr(lens))
     return lens
 
@@ -206,7 +229,6 @@ def load_lens(model: str, backend: BackendKind) -> "Lens":
 def open_run(
     out: Path,
     command: str,
-    model: str,
     lens: "Lens",
     chosen: Mapping[str, Task],
     settings: Any,
@@ -217,8 +239,7 @@ def open_run(
     Args:
         out: the folder.
         command: words of the command.
-        model: name of the model.
-        lens: the lens on it.
+        lens: the lens on the model.
         chosen: the tasks by name.
         settings: a dataclass with a `seed`, all that decides what the run finds.
         vectors: files that are read, by name.
@@ -226,7 +247,8 @@ def open_run(
     from tvlens.runs.run import Run
     from tvlens.runs.storage import file_sha256
 
-    config: dict[str, Any] = {"model": model, "backend": lens.backend.kind}
+    config: dict[str, Any] = {"model": lens.name, "backend": lens.backend.kind}
+    config["dtype"] = str(lens.backend.dtype).removeprefix("torch.")
     digests = {name: task.digest for name, task in chosen.items()}
     if vectors is not None:
         config["vectors"] = {name: str(file) for name, file in vectors.items()}

@@ -7,9 +7,12 @@ import typer
 from tvlens.cli.options import (
     BackendOption,
     DataOption,
+    DeviceOption,
+    DtypeOption,
     DuplicatesOption,
     ModelOption,
     OutOption,
+    RevisionOption,
     SeedOption,
     ShotsOption,
     TasksOption,
@@ -30,6 +33,9 @@ def mediate(
     data: DataOption = None,
     duplicates: DuplicatesOption = "error",
     backend: BackendOption = "bridge",
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    revision: RevisionOption = None,
     shots: ShotsOption = 10,
     seed: SeedOption = 0,
 ) -> None:
@@ -42,8 +48,8 @@ def mediate(
     from tvlens.studies.text import TextSettings, text_plans
 
     settings = TextSettings(seed=seed, shots=shots)
-    lens = load_lens(model, backend)
-    with open_run(out, "mediate", model, lens, chosen, settings) as run:
+    lens = load_lens(model, backend, dtype, device, revision)
+    with open_run(out, "mediate", lens, chosen, settings) as run:
         frames = []
         for plan in text_plans(lens, chosen, settings).values():
             means = stages.head_means(plan, run)

@@ -10,10 +10,13 @@ from tvlens.cli.options import (
     BackendKind,
     BackendOption,
     DataOption,
+    DeviceOption,
+    DtypeOption,
     DuplicatesOption,
     ModelOption,
     OutOption,
     PresetOption,
+    RevisionOption,
     SeedOption,
     ShotsOption,
     StepsOption,
@@ -42,6 +45,9 @@ def study_text(
     data: DataOption = None,
     duplicates: DuplicatesOption = "error",
     backend: BackendOption = "bridge",
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    revision: RevisionOption = None,
     shots: ShotsOption = 10,
     seed: SeedOption = 0,
     preset: PresetOption = "default",
@@ -83,8 +89,8 @@ def study_text(
         n_test=n_test,
         control_draws=control_draws,
     )
-    lens = load_lens(model, backend)
-    with open_run(out, "study text", model, lens, chosen, settings) as run:
+    lens = load_lens(model, backend, dtype, device, revision)
+    with open_run(out, "study text", lens, chosen, settings) as run:
         found = study_all(text_plans(lens, chosen, settings), run, say=say)
     for name, result in found.items():
         show_accuracy(result.results)

@@ -7,10 +7,13 @@ import typer
 from tvlens.cli.options import (
     BackendOption,
     DataOption,
+    DeviceOption,
+    DtypeOption,
     DuplicatesOption,
     ModelOption,
     OutOption,
     PresetOption,
+    RevisionOption,
     SeedOption,
     ShotsOption,
     StepsOption,
@@ -35,6 +38,9 @@ def fit(
     data: DataOption = None,
     duplicates: DuplicatesOption = "error",
     backend: BackendOption = "bridge",
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    revision: RevisionOption = None,
     shots: ShotsOption = 10,
     seed: SeedOption = 0,
     preset: PresetOption = "default",
@@ -51,8 +57,8 @@ def fit(
 
     ltv_settings = fit_settings(preset, steps, shots)
     settings = TextSettings(seed=seed, shots=shots, ltv=ltv_settings)
-    lens = load_lens(model, backend)
-    with open_run(out, "fit", model, lens, chosen, settings) as run:
+    lens = load_lens(model, backend, dtype, device, revision)
+    with open_run(out, "fit", lens, chosen, settings) as run:
         frames, histories = [], []
         for plan in text_plans(lens, chosen, settings).values():
             task = plan.task
@@ -79,6 +85,9 @@ def evaluate(
     data: DataOption = None,
     duplicates: DuplicatesOption = "error",
     backend: BackendOption = "bridge",
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    revision: RevisionOption = None,
     shots: ShotsOption = 10,
     seed: SeedOption = 0,
 ) -> None:
@@ -94,8 +103,8 @@ def evaluate(
 
     methods = {name: load_vector(file) for name, file in files.items()}
     settings = TextSettings(seed=seed, shots=shots)
-    lens = load_lens(model, backend)
-    with open_run(out, "evaluate", model, lens, chosen, settings, vectors=files) as run:
+    lens = load_lens(model, backend, dtype, device, revision)
+    with open_run(out, "evaluate", lens, chosen, settings, vectors=files) as run:
         frames = []
         for task in chosen.values():
 
