@@ -2,6 +2,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -221,6 +222,19 @@ def test_another_precision_into_the_same_folder_is_refused(study, both):
     words = ["study", "text", *both, "--out", study.folder, "--dtype", "bfloat16"]
     message = mistake(*words, kind=RunError)
     assert 'config.dtype: "float32" there, "bfloat16" now' in message
+
+
+def test_weights_that_were_changed_between_two_calls_are_refused(here, tmp_path):
+    model = shutil.copytree(here / "model", tmp_path / "model")
+    words = ["mediate", "--model", model, "--data", here / "data", "--tasks", "seven-on"]
+    words += ["--shots", trained.SHOTS, "--out", tmp_path / "run"]
+    ok(*words)
+    file = model / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 64
+    file.write_bytes(content)
+    message = mistake(*words, kind=RunError)
+    assert "data.weights and tokenizer: " in message
 
 
 @pytest.mark.parametrize(

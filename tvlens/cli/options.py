@@ -250,6 +250,7 @@ def open_run(
     config: dict[str, Any] = {"model": lens.name, "backend": lens.backend.kind}
     config["dtype"] = str(lens.backend.dtype).removeprefix("torch.")
     digests = {name: task.digest for name, task in chosen.items()}
+    digests["weights and tokenizer"] = lens.backend.digest
     if vectors is not None:
         config["vectors"] = {name: str(file) for name, file in vectors.items()}
         digests |= {str(file): file_sha256(file) for file in vectors.values()}

@@ -3,6 +3,8 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from tvlens.models.batch import Batch
 from tvlens.models.encode import encode_text
 from tvlens.tasks.text.prompts import Prompts
 
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 HookFunction = Callable[..., Tensor | None]
 
 _SHORT, _LONGEST = 8, 256
@@ -132,6 +135,27 @@ class Backend(ABC):
     def parameters(self) -> list[nn.Parameter]:
         """Every parameter of the model underneath."""
         return list(self.model.parameters())
+
+    @cached_property
+    def digest(self) -> str:
+        """What tells these weights and this tokenizer from others.
+
+        Of every weight its shape, the sum of the bits of all its numbers and 64 of them; of the
+        tokenizer all it says of itself. Any one number that is changed alters it.
+        """
+        found = sha256()
+        for weight in self.parameters():
+            bits = weight.detach().flatten().view(_BITS[weight.element_size()])
+            few = bits[:: max(1, len(bits) // 64)][:64].cpu()
+            total = int(bits.sum(dtype=torch.int64))
+            found.update(f"{tuple(weight.shape)} {weight.dtype} {total}".encode())
+            found.update(few.numpy().tobytes())
+        inner = getattr(self.tokenizer, "backend_tokenizer", None)
+        if inner is not None:
+            found.update(inner.to_str().encode())
+        elif self.tokenizer is not None:
+            found.update(repr(sorted(self.tokenizer.get_vocab().items())).encode())
+        return found.hexdigest()
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
