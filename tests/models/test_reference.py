@@ -10,7 +10,8 @@ import transformers
 import tvlens
 from helpers import zoo
 from tvlens.errors import ModelError
-from tvlens.models.bridge import BridgeBackend
+from tvlens.models.batch import Batch
+from tvlens.models.bridge import BridgeBackend, bridge_from_huggingface
 from tvlens.models.reference import read_reference, require_same
 
 _BASE = {
@@ -48,7 +49,7 @@ def made(family: str, **config: Any) -> Any:
 def test_a_bridge_with_other_logits_is_refused(family, config):
     words = (
         "TransformerBridge made of a .* gives other logits than the original: they differ by "
-        r"\d\.\de-0\d standard deviations on 8 tokens, expected less than 1e-04; use"
+        r"\d\.\de-0\d standard deviations on 24 tokens, expected less than 1e-04; use"
     )
     with pytest.raises(ModelError, match=words):
         tvlens.load(made(family, **config), tokenizer=zoo.tokenizer())
@@ -81,9 +82,9 @@ def test_a_window_that_a_hooked_transformer_leaves_out_is_seen():
 @pytest.mark.parametrize(
     ("changes", "longest"),
     [
-        ({}, 8),
+        ({}, 24),
         ({"sliding_window": 40, "use_sliding_window": True}, 82),
-        ({"sliding_window": 4096, "use_sliding_window": True}, 8),
+        ({"sliding_window": 4096, "use_sliding_window": True}, 24),
         ({"max_position_embeddings": 6}, 6),
     ],
 )
@@ -134,3 +135,21 @@ def test_a_model_that_does_not_read_tokens_alone_is_refused():
     words = "a T5ForConditionalGeneration does not give logits of tokens alone .*expected a causal"
     with pytest.raises(ModelError, match=words):
         tvlens.load(model, tokenizer=zoo.tokenizer())
+
+
+def test_prompts_on_both_sides_of_a_switch_of_rotary_angles_are_refused():
+    rope = {"rope_type": "longrope", "rope_theta": 1e4}
+    rope |= {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    sizes = _BASE | {"original_max_position_embeddings": 16, "max_position_embeddings": 32}
+    model = made("Phi3", **sizes, rope_parameters=rope)
+    rows = [list(range(20, 40)), list(range(20, 30))]
+    with torch.no_grad():
+        expected = [model(torch.tensor([row])).logits[0, -1] for row in rows]
+    backend = BridgeBackend(bridge_from_huggingface(model, None, torch.float32), "mine")
+    for row, logits in zip(rows, expected, strict=True):
+        alone = Batch.pad([row], [[0]])
+        assert zoo.off(backend.forward(alone.inputs, alone.mask)[0, -1], logits) < 1e-4
+    both = Batch.pad(rows, [[0], [0]])
+    words = "'mine' turns queries and keys by other angles in prompts of more than 16 tokens, and "
+    with pytest.raises(ModelError, match=words + "these are of 10 to 20"):
+        backend.forward(both.inputs, both.mask)

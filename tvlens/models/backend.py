@@ -20,7 +20,7 @@ from tvlens.tasks.text.prompts import Prompts
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 HookFunction = Callable[..., Tensor | None]
 
-_SHORT, _LONGEST = 8, 256
+_SHORT, _LONGEST = 24, 256
 # What a model does otherwise from some distance between two positions on.
 _DISTANCES = ("sliding_window", "window_size", "attention_chunk_size")
 

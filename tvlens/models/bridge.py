@@ -7,7 +7,7 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tvlens.errors import ModelError
@@ -49,6 +49,29 @@ class BridgeBackend(Backend):
 
     def projected_hooks(self, layer: int) -> tuple[str, ...]:
         return (f"blocks.{layer}.attn.hook_out",)
+
+    def forward(
+        self, inputs: Tensor, mask: Bool[Tensor, "batch pos"]
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits of a whole forward pass.
+
+        Raises:
+            ModelError: prompts of different lengths in a model that turns queries and keys by
+                other angles from some length on, which it would do for all of them (LongRoPE).
+        """
+        rope = getattr(self.config, "rope_parameters", None) or {}
+        switch = rope.get("original_max_position_embeddings") or getattr(
+            self.config, "original_max_position_embeddings", None
+        )
+        lengths = mask.sum(dim=1)
+        shortest, longest = int(lengths.min()), int(lengths.max())
+        if rope.get("rope_type") == "longrope" and switch and shortest < longest > switch:
+            raise ModelError(
+                f"model {self.name!r} turns queries and keys by other angles in prompts of more "
+                f"than {switch} tokens, and these are of {shortest} to {longest}; ask prompts of "
+                "one length, or none so long"
+            )
+        return super().forward(inputs, mask)
 
     def unembed(
         self, residual: Float[Tensor, "batch pos d_model"]
@@ -122,6 +145,9 @@ def _unknown(config: Any, model: Any) -> dict[str, bool]:
         "attention_chunk_size": bool(getattr(config, "attention_chunk_size", None)),
         # Their angles depend on how long the whole sequence is.
         f"rope type {rope!r}": rope in ("dynamic", "longrope"),
+        # Queries grow with their position, from some position on.
+        "llama_4_scaling_beta": "llama_4_scaling_beta"
+        in (getattr(config, "rope_parameters", None) or {}),
         "scale_attn_by_inverse_layer_idx": bool(
             getattr(config, "scale_attn_by_inverse_layer_idx", False)
         ),
