@@ -168,9 +168,10 @@ def test_the_manifest_says_how_the_run_was_made(study, here):
     assert said["config"]["settings"]["shots"] == trained.SHOTS
     assert said["config"]["settings"]["ltv"]["steps"] == 10
     assert said["seeds"] == {"seed": 0}
+    assert said["config"]["dtype"] == "float32"
     assert said["data"] == {
         name: tasks.load_file(here / "data" / f"{name}.json").digest for name in trained.TASKS
-    }
+    } | {"weights and tokenizer": load(str(here / "model")).backend.digest}
     assert {"python", "torch", "transformer-lens", "tvlens"} <= said["versions"].keys()
     assert "bridge, 2 layers x 4 heads, d_model 32, replay" in said["lens"]
     assert len(said["filters"]) == 2
@@ -362,7 +363,7 @@ def test_evaluate_takes_ltvs_and_task_vectors_side_by_side(study, source, tmp_pa
     files = [vectors / f"seven-on-{kind}.safetensors" for kind in ("ltv", "fv_layer-zero")]
     said = manifest(tmp_path)
     assert said["config"]["vectors"] == dict(zip("ab", map(str, files), strict=True))
-    assert said["data"].keys() == {"seven-on", *map(str, files)}
+    assert said["data"].keys() == {"seven-on", "weights and tokenizer", *map(str, files)}
 
 
 def test_evaluate_refuses_to_resume_with_a_vector_that_has_changed(source, tmp_path):
