@@ -14,6 +14,19 @@ LLAMA: dict[str, Any] = {
 }
 GROUPED = LLAMA | {"num_key_value_heads": 2}
 SIZED = GROUPED | {"head_dim": 6}
+LATENT = LLAMA | {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 8,
+    "kv_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 6,
+    "v_head_dim": 8,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "n_group": 1,
+    "topk_group": 1,
+}
 GPT: dict[str, Any] = {
     "vocab_size": 54,
     "n_positions": 128,
@@ -133,6 +146,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "linear_key_head_dim": 8,
             "linear_value_head_dim": 8,
             "shared_expert_intermediate_size": 16,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
         },
     ),
     "gemma": ("Gemma", SIZED | {"pad_token_id": 0}),
@@ -292,41 +306,80 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "attn_layer_period": 2,
         },
     ),
-    "deepseek-v2": (
-        "DeepseekV2",
-        GROUPED
+    "qwen3.5": (
+        "Qwen3_5Text",
+        SIZED
         | {
-            "num_key_value_heads": 4,
-            "q_lora_rank": 8,
-            "kv_lora_rank": 8,
-            "qk_rope_head_dim": 4,
-            "qk_nope_head_dim": 6,
-            "v_head_dim": 8,
-            "n_routed_experts": 4,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 16,
-            "n_group": 1,
-            "topk_group": 1,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
         },
     ),
-    "deepseek-v3": (
-        "DeepseekV3",
+    "granite-hybrid": (
+        "GraniteMoeHybrid",
         GROUPED
         | {
-            "num_key_value_heads": 4,
-            "q_lora_rank": 8,
-            "kv_lora_rank": 8,
-            "qk_rope_head_dim": 4,
-            "qk_nope_head_dim": 6,
-            "v_head_dim": 8,
-            "n_routed_experts": 4,
+            "layer_types": ["mamba", "attention", "mamba"],
+            "mamba_n_heads": 4,
+            "mamba_d_head": 16,
+            "mamba_d_state": 8,
+            "mamba_n_groups": 1,
+            "num_local_experts": 4,
             "num_experts_per_tok": 2,
-            "moe_intermediate_size": 16,
-            "n_group": 1,
-            "topk_group": 1,
-            "first_k_dense_replace": 1,
+            "shared_intermediate_size": 32,
+            "position_embedding_type": "rope",
+            "residual_multiplier": 0.22,
         },
     ),
+    "bamba": (
+        "Bamba",
+        GROUPED
+        | {
+            "attn_layer_indices": [1],
+            "mamba_n_heads": 4,
+            "mamba_d_head": 16,
+            "mamba_d_state": 8,
+            "mamba_n_groups": 1,
+        },
+    ),
+    "falcon-h1": (
+        "FalconH1",
+        GROUPED
+        | {
+            "mamba_n_heads": 4,
+            "mamba_d_head": 8,
+            "mamba_d_ssm": 32,
+            "mamba_d_state": 8,
+            "mamba_n_groups": 1,
+            "attention_out_multiplier": 0.4,
+        },
+    ),
+    "nemotron-h": (
+        "NemotronH",
+        GROUPED
+        | {
+            "layers_block_type": ["mamba", "attention", "moe"],
+            "mamba_num_heads": 4,
+            "mamba_head_dim": 16,
+            "ssm_state_size": 8,
+            "n_groups": 1,
+        },
+    ),
+    "recurrent-gemma": (
+        "RecurrentGemma",
+        GROUPED
+        | {
+            "block_types": ["recurrent", "attention"],
+            "lru_width": 32,
+            "attention_window_size": 8,
+        },
+    ),
+    "gemma4": ("Gemma4Text", GROUPED),
+    "glm4-moe-lite": ("Glm4MoeLite", LATENT | {"first_k_dense_replace": 1}),
+    "deepseek-v2": ("DeepseekV2", LATENT),
+    "deepseek-v3": ("DeepseekV3", LATENT | {"first_k_dense_replace": 1}),
     "mamba": (
         "Mamba",
         {"vocab_size": 54, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},

@@ -5,16 +5,17 @@
 
 Each kind is a tiny random model. What tvlens finds by its lens, on padded prompts beside each
 other, is held against transformers alone, one prompt at a time: logits, the effect of replacing
-each of some heads at the last position, and of adding a vector behind each of some layers.
-Differences are the largest ones, in standard deviations of the logits; in bfloat16 the middle one
-over prompts and edits, because a mixture of experts may choose otherwise. `noise` is how far the
-original itself is from its own logits in float32.
+each of some heads at the last position, of adding a vector behind each layer, and what every head
+contributes to the residual stream there, in standard deviations of the contributions. Other
+differences are in standard deviations of the logits. Each is the largest one; in bfloat16 the
+middle one over prompts and edits, because a mixture of experts may choose otherwise. `noise` is how
+far the original itself is from its own logits in float32.
 """
 
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,9 +29,11 @@ from torch import Tensor, nn
 import tvlens
 from tvlens.errors import TvlensError
 from tvlens.lens.edits import AddToResidual, ReplaceHeads
+from tvlens.lens.heads import contributions
 from tvlens.models.batch import Batch
 
 ROWS = [[31, 6, 9, 40, 12] * 5, [8, 33, 20] * 6, [17, 5, 21, 9]]
+BEHIND = ("post_self_attn_layernorm", "post_attention_layernorm")
 PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj")
 
 
@@ -53,7 +56,7 @@ def make(name: str, dtype: torch.dtype) -> Any:
 def layers_of(model: nn.Module) -> list[nn.Module]:
     """The decoder layers: the outermost list of modules with attention in them."""
     for module in model.modules():
-        if isinstance(module, nn.ModuleList) and projections_of(module[0]):
+        if isinstance(module, nn.ModuleList) and any(map(projections_of, module)):
             return list(module)
     raise LookupError("no layers with attention")
 
@@ -109,6 +112,32 @@ def with_vector(model: Any, row: list[int], layer: int, vector: Tensor) -> Tenso
         return last_logits(model, row)
 
 
+def contributed(model: Any, row: list[int], layer: int) -> Tensor:
+    """What each head adds to the residual stream at the end, `[head d_model]`, by plain hooks."""
+    block = layers_of(model)[layer]
+    (projection,) = projections_of(block)
+    kept: dict[str, Tensor] = {}
+    parts = dict(block.named_children())
+    # Some norms of that name stand before the MLP.
+    behind = {"post_self_attn_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"}
+    norm = next((parts[n] for n in BEHIND if n in parts), None) if behind & set(parts) else None
+    with ExitStack() as stack:
+        stack.enter_context(
+            hooked(projection, lambda _, x: kept.update(z=x[0][0, -1].clone()), before=True)
+        )
+        if norm is not None:
+            stack.enter_context(
+                hooked(norm, lambda _, x, y: kept.update(x=x[0][0, -1], y=y[0, -1]), before=False)
+            )
+        last_logits(model, row)
+    n_head = model.config.num_attention_heads
+    heads = kept["z"].view(n_head, -1)
+    alone = torch.block_diag(*heads.unsqueeze(1))
+    found = projection(alone) - projection(torch.zeros_like(alone))
+    factor = getattr(model.config, "residual_multiplier", None) or 1.0
+    return found.float() * (factor if norm is None else kept["y"].float() / kept["x"].float())
+
+
 def survey(name: str, dtype: torch.dtype) -> dict[str, Any]:
     """One row of the table."""
     row: dict[str, Any] = {"kind": name, "dtype": str(dtype).removeprefix("torch.")}
@@ -129,10 +158,12 @@ def looked_at(lens: tvlens.Lens, name: str, dtype: torch.dtype) -> dict[str, Any
     generator = torch.Generator().manual_seed(1)
     values = torch.randn(n_layer, n_head, d_head, generator=generator).to(dtype)
     vectors = torch.randn(n_layer, lens.d_model, generator=generator).to(dtype)
-    places = [(0, 0), (n_layer // 2, n_head - 1), (n_layer - 1, n_head // 2)]
-    heads = ReplaceHeads.each_head(values).of_variants(
-        torch.tensor([layer * n_head + head for layer, head in places])
+    layers = lens.backend.attention_layers
+    at = [(0, 0), (len(layers) // 2, n_head - 1), (len(layers) - 1, n_head // 2)]
+    heads = ReplaceHeads.each_head(values, layers).of_variants(
+        torch.tensor([n * n_head + head for n, head in at])
     )
+    places = [(layers[n], head) for n, head in at]
     active = torch.eye(n_layer, dtype=torch.bool)
     added = AddToResidual(vectors.expand(n_layer, -1, -1)[None], active)
     single = original if dtype == torch.float32 else make(name, torch.float32)
@@ -147,6 +178,13 @@ def looked_at(lens: tvlens.Lens, name: str, dtype: torch.dtype) -> dict[str, Any
     ):  # fmt: skip
         found = lens.outputs(batch, edit, lambda x, _: x).float()
         differences[what] = off(found, stacked(expected), low=low)
+    with torch.no_grad():
+        reading = lens.engine.read(batch)
+        written = contributions(lens, reading)[:, list(layers)].float()
+    expected = torch.stack(
+        [torch.stack([contributed(original, r, n) for n in layers]) for r in ROWS]
+    )
+    differences["contributions"] = typical(written - expected, expected, low=low)
     noise = off(stacked(clean), stacked([[last_logits(single, r)] for r in ROWS]), low=low)
     return {"engine": lens.engine.name, **differences, "noise": noise}
 
@@ -159,6 +197,11 @@ def off(found: Tensor, expected: Tensor, *, low: bool) -> float:
     """The difference of logits but for what is the same for every token."""
     found, expected = (x - x.mean(dim=-1, keepdim=True) for x in (found, expected))
     errors = (found - expected).abs().amax(dim=-1) / expected.std()
+    return float(errors.median() if low else errors.max())
+
+
+def typical(error: Tensor, expected: Tensor, *, low: bool) -> float:
+    errors = error.abs().amax(dim=-1) / expected.std()
     return float(errors.median() if low else errors.max())
 
 
@@ -175,9 +218,10 @@ def main(
     table = pd.DataFrame(rows)
     if out is not None:
         table.to_csv(out, index=False)
-    print(table.groupby(["dtype", "engine"]).size().to_string())
-    worst = table[["logits", "heads", "vectors"]].max(axis=1)
-    limit = (3 * table["noise"]).where(table["dtype"] == "bfloat16", 1e-4)
+    if "engine" in table:
+        print(table.groupby(["dtype", "engine"]).size().to_string())
+    worst = table.reindex(columns=["logits", "heads", "vectors", "contributions"]).max(axis=1)
+    limit = (3 * table.get("noise", table.index * 0)).where(table["dtype"] == "bfloat16", 1e-4)
     print(
         f"{len(table) // 2} kinds; off by more than 1e-4 in float32, or than three times the noise:"
     )

@@ -80,8 +80,8 @@ def test_a_replay_that_is_wrong_at_one_head_shows(lens, task, monkeypatch, head)
 def test_a_loop_that_patches_other_values_shows(lens, task, monkeypatch):
     class Other:
         @staticmethod
-        def each_head(z):
-            return ReplaceHeads.each_head(z + 1)
+        def each_head(z, layers):
+            return ReplaceHeads.each_head(z + 1, layers)
 
     monkeypatch.setattr(module, "ReplaceHeads", Other)
     assert bench(lens, task, SMALL)["aie_max_abs_diff"] > 1e-4

@@ -156,6 +156,59 @@ BRIDGED_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     **SCALED_CONFIGS,
 }
+# Layers without heads, which the one in the middle has, and values that are wider than queries.
+HYBRID_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lfm2": (
+        "Lfm2",
+        _LLAMA_LIKE | {"num_key_value_heads": 2, "layer_types": ["conv", "full_attention", "conv"]},
+    ),
+    "jamba": (
+        "Jamba",
+        _LLAMA_LIKE
+        | {
+            "num_key_value_heads": 2,
+            "mamba_d_state": 4,
+            "mamba_expand": 1,
+            "num_experts": 2,
+            "attn_layer_offset": 1,
+            "attn_layer_period": 2,
+        },
+    ),
+    # blocks that scale what they add, too
+    "granite-hybrid": (
+        "GraniteMoeHybrid",
+        _LLAMA_LIKE
+        | {
+            "num_key_value_heads": 2,
+            "layer_types": ["mamba", "attention", "mamba"],
+            "mamba_n_heads": 4,
+            "mamba_d_head": 16,
+            "mamba_d_state": 8,
+            "mamba_n_groups": 1,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "shared_intermediate_size": 32,
+            "residual_multiplier": 0.22,
+        },
+    ),
+}
+_LATENT = _LLAMA_LIKE | {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 8,
+    "kv_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 6,
+    "v_head_dim": 12,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "n_group": 1,
+    "topk_group": 1,
+}
+LATENT_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "deepseek-v2": ("DeepseekV2", _LATENT),
+    "deepseek-v3": ("DeepseekV3", _LATENT | {"first_k_dense_replace": 1}),
+}
 READS_BEHIND_ATTENTION = {
     "gemma2": "pre_feedforward_layernorm",
     "gemma3": "pre_feedforward_layernorm",
@@ -166,6 +219,8 @@ READS_BEHIND_ATTENTION = {
     "granite": "post_attention_layernorm",
     "bloom": "post_attention_layernorm",
 }
+
+ALL_CONFIGS = CONFIGS | BRIDGED_CONFIGS | UNKNOWN_CONFIGS | HYBRID_CONFIGS | LATENT_CONFIGS
 
 OWN = ["attention-only", "folded"] if HAS_HOOKED else []
 """HookedTransformers as users make them."""
@@ -209,7 +264,7 @@ def tokenizer(*, bos: bool = False, eos: bool = False) -> PreTrainedTokenizerFas
 
 def huggingface(name: str, **changes: Any) -> Any:
     """A Hugging Face model with random weights, none of them at a default that hides a mistake."""
-    family, config = (CONFIGS | BRIDGED_CONFIGS | UNKNOWN_CONFIGS)[name]
+    family, config = ALL_CONFIGS[name]
     text = "Text" if family == "Gemma3" else ""
     config_type = getattr(transformers, f"{family}{text}Config")
     model = getattr(transformers, f"{family}ForCausalLM", None) or transformers.GPT2LMHeadModel

@@ -202,7 +202,9 @@ def read_scores(text: str) -> "dict[str, Scores]":
     except (OSError, ValueError) as error:
         raise RunError(f"{file} cannot be read as CSV: {error}; expected RUN/heads.csv") from error
     try:
-        return Scores.from_frame(table, column)
+        # Maps of different layers are not compared with each other later on.
+        layers = sorted(table["layer"].unique().tolist()) if "layer" in table else None
+        return Scores.from_frame(table, column, layers=layers)
     except (UnknownNameError, ShapeError) as error:
         raise type(error)(f"{file}: {error}") from error
 

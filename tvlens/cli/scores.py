@@ -90,7 +90,7 @@ def compare(
     with Run.open(out, "compare", config, data=digests) as run:
         frames, curves = [], []
         for task in shared:
-            ks = fitting_ks(TextSettings().compare_ks, a[task].scores.numel())
+            ks = fitting_ks(TextSettings().compare_ks, a[task].n_heads)
             table = compare_head_sets(a[task], b[task], ks=ks, names=names)
             show(table, task)
             frames.append(table.assign(task=task)[["task", *table.columns]])

@@ -78,7 +78,7 @@ def score_maps(
 
     In every map a frame marks the k heads of highest first score (AIE) and a dot the k of highest
     own score, in the first map those of the second (signed: a head that works against the task
-    ranks last), so agreement is a dot in a frame.
+    ranks last), so agreement is a dot in a frame. Layers without heads, NaN in every map, are grey.
 
     Args:
         scores: two or more scores of each head, by their name in `tvlens.scores.catalogue`.
@@ -112,7 +112,8 @@ def score_maps(
     panels = figure.subplots(1, len(maps), sharex=True, sharey=True)
     dots = [best[1], *best[1:]]
     for axes, score, grid, marked in zip(panels, shown, maps, dots, strict=True):
-        limit = float(grid.abs().max()) or 1.0
+        limit = float(grid.nan_to_num().abs().max()) or 1.0
+        axes.set_facecolor(PALE)
         image = axes.imshow(
             grid.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, origin="lower", aspect="auto"
         )

@@ -151,16 +151,23 @@ class ReplaceHeads(Edit):
             )
 
     @classmethod
-    def each_head(cls, values: Float[Tensor, "*batch layer head d_head"]) -> "ReplaceHeads":
+    def each_head(
+        cls,
+        values: Float[Tensor, "*batch layer head d_head"],
+        layers: Sequence[int] | None = None,
+    ) -> "ReplaceHeads":
         """One variant per head, in (layer, head) order, each replacing that head alone.
 
         Args:
             values: what heads are replaced by, for all prompts or for each.
+            layers: layers that have heads; all by default.
         """
         n_layer, n_head, d_head = values.shape[-3:]
         mask = torch.eye(n_layer * n_head, dtype=torch.bool, device=values.device)
+        mask = mask.view(n_layer, n_head, n_layer, n_head)
+        mask = mask if layers is None else mask[list(layers)]
         each = values.reshape(-1, 1, n_layer, n_head, d_head)
-        return cls(mask.view(-1, n_layer, n_head), each)
+        return cls(mask.flatten(0, 1), each)
 
     @property
     def n_variant(self) -> int:

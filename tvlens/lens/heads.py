@@ -28,6 +28,7 @@ class HeadMeans(Kept):
         kept: indices of the prompts that entered the mean.
         offered: number of prompts that were offered.
         model: name of the model.
+        layers: layers that have heads, where some have none; the means of others are zero.
     """
 
     z: Float[Tensor, "layer head d_head"]
@@ -35,6 +36,17 @@ class HeadMeans(Kept):
     kept: tuple[int, ...]
     offered: int
     model: str
+    layers: tuple[int, ...] | None = None
+
+    @property
+    def has_heads(self) -> tuple[int, ...]:
+        """Layers that have heads."""
+        return tuple(range(len(self.z))) if self.layers is None else self.layers
+
+    @property
+    def n_heads(self) -> int:
+        """Number of heads of the whole model."""
+        return len(self.has_heads) * self.z.shape[1]
 
     @property
     def count(self) -> int:
@@ -44,6 +56,7 @@ class HeadMeans(Kept):
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Means and contributions; which prompts entered, how many were offered, and the model."""
         facts = {"kept": list(self.kept), "offered": self.offered, "model": self.model}
+        facts["layers"] = self.layers
         return {"z": self.z, "outputs": self.outputs}, facts
 
     @classmethod
@@ -55,6 +68,7 @@ class HeadMeans(Kept):
             tuple(facts["kept"]),
             facts["offered"],
             facts["model"],
+            None if facts.get("layers") is None else tuple(facts["layers"]),
         )
 
     def require_fit(self, lens: Lens) -> None:
@@ -199,4 +213,11 @@ def mean_head_outputs(
         outputs = torch.as_tensor(of_outputs.mean)
     else:
         outputs = torch.einsum("lhd,lhdm->lhm", mean, lens.w_o.double())
-    return HeadMeans(mean.float(), outputs.float(), tuple(kept), len(prompts), lens.name)
+    return HeadMeans(
+        mean.float(),
+        outputs.float(),
+        tuple(kept),
+        len(prompts),
+        lens.name,
+        lens.backend.attention_layers,
+    )

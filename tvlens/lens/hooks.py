@@ -94,7 +94,17 @@ def intervene(backend: Backend, edit: Edit, query: Int[Tensor, " batch"]) -> Ite
             changed[rows, where] = act(layer, before).flatten(0, 1)
         return changed
 
-    functions = {backend.z_hook(n): partial(change, n, edit.edit_heads) for n in edit.head_layers}
+    def change_heads(layer: int, activation: Tensor) -> Tensor:
+        changed = change(layer, edit.edit_heads, backend.as_heads(activation))
+        return changed.reshape(activation.shape)
+
+    without = sorted(edit.head_layers - set(backend.attention_layers))
+    if without:
+        raise ShapeError(
+            f"{type(edit).__name__} changes heads of layer {without[0]}, but {backend.name!r} has "
+            f"heads in layers {', '.join(map(str, backend.attention_layers))} only; leave it out"
+        )
+    functions = {backend.z_hook(n): partial(change_heads, n) for n in edit.head_layers}
     functions |= {
         backend.residual_hook(n): partial(change, n, edit.edit_residual)
         for n in edit.residual_layers
@@ -108,7 +118,7 @@ class Attended:
     """What attention did at one position of every prompt.
 
     Attributes:
-        z: `hook_z` of every head.
+        z: `hook_z` of every head; zero in layers without heads, as all that follows.
         added: what attention adds to the residual stream, bias included.
         projected: what its output projection gives, before a block scales it; None where the
             backend cannot say.
@@ -151,12 +161,13 @@ def record_attention(
         found[name] = activation[rows, query].clone()
 
     def keep_z(layer: int, activation: Tensor) -> Tensor | None:
-        changed = None if change_z is None else change_z(layer, activation)
-        keep(backend.z_hook(layer), activation if changed is None else changed)
-        return changed
+        z = backend.as_heads(activation)
+        changed = None if change_z is None else change_z(layer, z)
+        keep(backend.z_hook(layer), z if changed is None else changed)
+        return None if changed is None else changed.reshape(activation.shape)
 
-    layers = range(backend.n_layer)
-    products = [backend.projected_hooks(n) for n in layers]
+    layers = backend.attention_layers
+    products = {n: backend.projected_hooks(n) for n in layers}
     functions: dict[str, Callable[[Tensor], Tensor | None]] = {
         name: partial(keep, name) for n in layers for name in (backend.added_hook(n), *products[n])
     }
@@ -164,17 +175,15 @@ def record_attention(
     with counted_hooks(backend, functions):
         backend.forward(inputs, mask)
 
-    def stacked(names: Iterable[str]) -> Tensor:
-        return torch.stack([found[name] for name in names], dim=1)
+    def stacked(names: Callable[[int], Iterable[str]]) -> Tensor:
+        by_layer = {n: reduce(torch.mul, [found[name] for name in names(n)]) for n in layers}
+        zero = torch.zeros_like(by_layer[layers[0]])
+        return torch.stack([by_layer.get(n, zero) for n in range(backend.n_layer)], dim=1)
 
     return Attended(
-        stacked(backend.z_hook(n) for n in layers),
-        stacked(backend.added_hook(n) for n in layers),
-        torch.stack(
-            [reduce(torch.mul, [found[name] for name in names]) for names in products], dim=1
-        )
-        if all(products)
-        else None,
+        stacked(lambda n: [backend.z_hook(n)]),
+        stacked(lambda n: [backend.added_hook(n)]),
+        stacked(products.__getitem__) if all(products.values()) else None,
     )
 
 

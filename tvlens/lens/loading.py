@@ -27,8 +27,12 @@ from tvlens.models.hooked import HookedBackend, hooked_from_huggingface
 from tvlens.models.reference import read_reference, require_same
 from tvlens.models.regression.points import BridgePoints, HookedPoints
 from tvlens.models.regression.transformer import RegressionTransformer
+from tvlens.models.text_part import text_part
 
 BackendKind = Literal["bridge", "hooked"]
+
+# Further arguments that say where a model is, and so where its tokenizer is.
+_WHERE = ("token", "cache_dir", "local_files_only", "subfolder", "gguf_file", "force_download")
 
 
 def load(
@@ -53,8 +57,8 @@ def load(
             model (`tvlens regression models`), a file of one that tvlens trained, a folder or
             Hugging Face name of a causal language model, a Hugging Face model in memory, a
             RegressionTransformer, or a HookedTransformer or TransformerBridge of your own, which is
-            used as it is. A bridge takes over the modules of a model in memory: give every lens a
-            model of its own.
+            used as it is. Of a model that sees pictures the text part is looked at. A bridge takes
+            over the modules of a model in memory: give every lens a model of its own.
         tokenizer: overrides the model's tokenizer.
         backend: "bridge" (TransformerBridge) or "hooked" (HookedTransformer, transformer-lens 3);
             ignored for a model of your own that is one of the two.
@@ -97,6 +101,8 @@ def load(
         hf_model.eval()
         own = hf_model.dtype
         reference = read_reference(hf_model)
+        with _explained(label, "its text part is taken out"):
+            hf_model = text_part(hf_model)
         with _explained(label, f"transformer-lens wraps a {type(hf_model).__name__}"):
             if backend == "hooked":
                 inner = hooked_from_huggingface(hf_model, hf_tokenizer, own)
@@ -170,11 +176,18 @@ def _huggingface(
     hub: dict[str, Any],
     further: dict[str, Any],
 ) -> tuple[Any, Any, str]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+    from transformers import (
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoTokenizer,
+        PreTrainedModel,
+    )
 
     if isinstance(model, PreTrainedModel):
-        wanted = dtype if isinstance(dtype, torch.dtype) else model.dtype
-        return model.to(wanted), tokenizer, type(model).__name__
+        other = isinstance(dtype, torch.dtype) and dtype != model.dtype
+        return model.to(dtype) if other else model, tokenizer, type(model).__name__
     if not isinstance(model, str | Path):
         raise ModelError(
             f"cannot look at a {type(model).__name__}; expected a name, a folder, a Hugging Face "
@@ -182,14 +195,16 @@ def _huggingface(
         )
     label = str(model)
     source = str(bundled_folder(label)) if label in BUNDLED else label
+    where = {key: further[key] for key in _WHERE if key in further} | hub
     try:
+        config = AutoConfig.from_pretrained(source, **where)
         if tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(source, **hub)
+            tokenizer = AutoTokenizer.from_pretrained(source, **where)
         elif isinstance(tokenizer, str | Path):
             tokenizer = AutoTokenizer.from_pretrained(tokenizer, **hub)
-        hf_model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype or torch.float32, **hub, **further
-        )
+        sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+        hf_model = auto.from_pretrained(source, dtype=dtype or torch.float32, **hub, **further)
     except Exception as error:
         is_there = (Path(source) / "config.json").is_file()
         if isinstance(error, OSError | ValueError) and not is_there:
@@ -221,23 +236,22 @@ def _explained(model: str, doing: str) -> Iterator[None]:
     except Exception as error:
         raise ModelError(
             f"model {model!r} cannot be looked at: when {doing}, {type(error).__name__}: "
-            f"{_first_line(error)}; expected a decoder with attention heads in every layer, which "
+            f"{_first_line(error)}; expected a decoder with attention heads of one size, which "
             "transformer-lens supports"
         ) from error
 
 
 def _require_heads(backend: Backend) -> None:
-    """Refuse models without attention heads, or with layers that have none.
+    """Refuse models without attention heads.
 
     Raises:
-        ModelError: a layer has no output projection of heads.
+        ModelError: no layer has heads, or their output projection cannot be read.
     """
+    if not backend.attention_layers:
+        raise ModelError(
+            f"model {backend.name!r} has no attention heads in any of its {backend.n_layer} "
+            "layers that transformer-lens hooks; expected a decoder with attention"
+        )
     with _explained(backend.name, "its output projections are read"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = len(backend.w_o)
-    if found != backend.n_layer:
-        raise ModelError(
-            f"model {backend.name!r} has attention heads in {found} of its {backend.n_layer} "
-            "layers; expected heads in every layer: scores and vectors are tables of layers and "
-            "heads"
-        )
+        _ = backend.w_o

@@ -127,7 +127,8 @@ def _check_contributions(backend: Backend, batch: Batch) -> bool:
         )
     if scaled:
         _check_scaling(backend, found, limit)
-    layer, head = backend.n_layer // 2, backend.n_head // 2
+    layers = backend.attention_layers
+    layer, head = layers[len(layers) // 2], backend.n_head // 2
 
     def without_one(at: int, z: Tensor) -> Tensor | None:
         if at != layer:
@@ -172,13 +173,14 @@ def _check_large_patch(backend: Backend, batch: Batch) -> None:
     reading = engine.read(batch)
     clean = engine.run(reading, NoEdit(backend.n_layer))
     mask = torch.zeros(1, backend.n_layer, backend.n_head, dtype=torch.bool, device=backend.device)
-    mask[0, 0] = True
+    first = backend.attention_layers[0]
+    mask[0, first] = True
     values = 10 * reading.z.abs().amax().clamp(min=1.0) * torch.ones_like(reading.z[:, None])
     moved = _relative(engine.run(reading, ReplaceHeads(mask, values)) - clean, clean)
     if not moved > 1e-4:
         raise ModelError(
-            f"model {backend.name!r}: a large patch of all heads of layer 0 moves the logits by "
-            f"{moved:.1e} standard deviations, expected > 1e-4; hook_z does not reach the output"
+            f"model {backend.name!r}: a large patch of all heads of layer {first} moves the logits "
+            f"by {moved:.1e} standard deviations, expected > 1e-4; hook_z does not reach the output"
         )
 
 

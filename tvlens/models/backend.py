@@ -96,13 +96,28 @@ class Backend(ABC):
 
     @property
     @abstractmethod
+    def attention_layers(self) -> tuple[int, ...]:
+        """Layers that have attention heads, in order; the others mix positions by other means."""
+
+    @property
+    @abstractmethod
     def w_o(self) -> Float[Tensor, "layer head d_head d_model"]:
-        """Output projection of every head."""
+        """Output projection of every head, zero in layers without heads."""
 
     @property
     @abstractmethod
     def b_o(self) -> Float[Tensor, "layer d_model"]:
-        """Output bias of every attention layer, zero where the model has none."""
+        """Output bias of every attention layer, zero where there is none."""
+
+    def as_heads(self, z: Float[Tensor, "batch pos *given"]) -> Float[Tensor, "batch pos *heads"]:
+        """What a hook point at the heads' activations gives, head by head.
+
+        Values can be wider than queries, as in multi-head latent attention, and TransformerLens
+        cuts both by the width of queries.
+        """
+        sizes = (self.n_head, self.d_head)
+        same = z[0, 0].numel() == self.n_head * self.d_head
+        return z.flatten(2).unflatten(-1, sizes) if same else z
 
     def added_hook(self, layer: int) -> str:
         """Name of the hook point at what attention adds to the residual stream, bias included."""

@@ -2,7 +2,7 @@
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from typing import Any
 
@@ -37,15 +37,38 @@ class BridgeBackend(Backend):
         """That of the original model."""
         return getattr(self.model.original_model, "config", self.model.cfg)
 
+    @property
+    def d_head(self) -> int:
+        """Width of a head's values, which need not be that of its queries."""
+        return self.w_o.shape[2]
+
+    @cached_property
+    def attention_layers(self) -> tuple[int, ...]:
+        blocks = enumerate(self.model.blocks)
+        return tuple(n for n, block in blocks if "attn" in block.submodules)
+
     @cached_property
     def w_o(self) -> Float[Tensor, "layer head d_head d_model"]:
-        return self.model.W_O.detach()
+        blocks = self.model.blocks
+        found = {n: self._output_projection(blocks[n].attn) for n in self.attention_layers}
+        return self._by_layer(found)
+
+    def _output_projection(self, attn: Any) -> Float[Tensor, "head d_head d_model"]:
+        if getattr(self.config, "kv_lora_rank", None):
+            # TransformerLens would cut values by the width of queries.
+            weight = attn.original_component.o_proj.weight
+            return weight.detach().T.unflatten(0, (self.n_head, -1))
+        return attn.W_O.detach()
 
     @cached_property
     def b_o(self) -> Float[Tensor, "layer d_model"]:
         zero = self.w_o.new_zeros(self.d_model)
-        biases = [block.attn.b_O for block in self.model.blocks]
-        return torch.stack([zero if bias is None else bias.detach() for bias in biases])
+        biases = {n: self.model.blocks[n].attn.b_O for n in self.attention_layers}
+        return self._by_layer({n: zero if b is None else b.detach() for n, b in biases.items()})
+
+    def _by_layer(self, found: Mapping[int, Tensor]) -> Tensor:
+        zero = torch.zeros_like(next(iter(found.values())))
+        return torch.stack([found.get(n, zero) for n in range(self.n_layer)])
 
     def projected_hooks(self, layer: int) -> tuple[str, ...]:
         return (f"blocks.{layer}.attn.hook_out",)
@@ -114,6 +137,11 @@ def bridge_from_huggingface(hf_model: Any, tokenizer: Any, dtype: torch.dtype) -
     stand_in = PreTrainedTokenizerFast(tokenizer_object=words)
     # Models made from a config do not say in it what they are until they are saved.
     hf_model.config.architectures = hf_model.config.architectures or [type(hf_model).__name__]
+    if getattr(hf_model.config, "kv_lora_rank", None):
+        # transformer-lens 3 wants a mask from such models, and fused attention has none to give.
+        hf_model.set_attn_implementation("eager")
+    base = hf_model.base_model
+    without_rotary = getattr(base, "rotary_emb", base) is None
     try:
         bridge = TransformerBridge.boot_transformers(
             type(hf_model).__name__,
@@ -128,6 +156,12 @@ def bridge_from_huggingface(hf_model: Any, tokenizer: Any, dtype: torch.dtype) -
             f"TransformerBridge cannot wrap a {type(hf_model).__name__}: {said}; "
             "see transformer-lens' list of supported architectures"
         ) from error
+    if without_rotary:
+        # transformer-lens puts one in all the same, with nothing inside.
+        base.rotary_emb = None
+        attending = [block.attn for block in bridge.blocks if "attn" in block.submodules]
+        for config in (bridge.cfg, *(attn.config for attn in attending)):
+            config.positional_embedding_type = "none"
     bridge.tokenizer = None
     bridge.tokenizer = tokenizer
     bridge.cfg.tokenizer_prepends_bos = tokenizer is not None and bool(special_prefix(tokenizer))
@@ -151,8 +185,9 @@ def _unknown(config: Any, model: Any) -> dict[str, bool]:
         "scale_attn_by_inverse_layer_idx": bool(
             getattr(config, "scale_attn_by_inverse_layer_idx", False)
         ),
+        "multi-head latent attention": bool(getattr(config, "kv_lora_rank", None)),
         "a missing norm, attn or ln_final": not all(
-            hasattr(block, "attn") and (hasattr(block, "ln1") or hasattr(block, "ln1_post"))
+            "attn" in block.submodules and (hasattr(block, "ln1") or hasattr(block, "ln1_post"))
             for block in model.blocks
         )
         or not hasattr(model, "ln_final"),

@@ -29,6 +29,10 @@ class HookedBackend(Backend):
 
     kind = "hooked"
 
+    @property
+    def attention_layers(self) -> tuple[int, ...]:
+        return tuple(range(self.n_layer))
+
     @cached_property
     def w_o(self) -> Float[Tensor, "layer head d_head d_model"]:
         return self.model.W_O.detach()

@@ -50,7 +50,7 @@ def read_reference(model: Any) -> Reference:
     architecture = type(model).__name__
     weight = model.get_input_embeddings().weight
     generator = torch.Generator().manual_seed(0)
-    longest = telling_length(model.config)
+    longest = telling_length(model.config.get_text_config())
     rows = [
         torch.randint(weight.shape[0], (n,), generator=generator).tolist()
         for n in (longest, max(1, longest // 2), min(3, longest))

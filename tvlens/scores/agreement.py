@@ -1,7 +1,8 @@
 """How far two ways of scoring heads agree: on the best heads, on all of them, and against chance.
 
-A head is a pair (layer, head), a score map a `[layer, head]` tensor. Scores are signed: the higher,
-the more the head writes for the task, so a head that writes against it ranks last, not first.
+A head is a pair (layer, head), a score map a `[layer, head]` tensor, NaN in the whole of layers
+that have no heads, which count for nothing. Scores are signed: the higher, the more the head writes
+for the task, so a head that writes against it ranks last, not first.
 Rank measures read only the order of the scores; layer profiles and concentration read the sizes of
 the positive ones. Tied scores have no order: the measures of agreement average over every way of
 breaking the ties, so a map that says nothing (all scores equal) agrees with any other exactly as
@@ -75,7 +76,8 @@ def rank_heads(scores: HeadScores) -> list[Head]:
         [(1, 0), (0, 0), (1, 1), (0, 1)]
     """
     grid = _grid(scores)
-    order = np.argsort(-grid, axis=None, kind="stable")
+    # NaN comes last: layers without heads.
+    order = np.argsort(-grid, axis=None, kind="stable")[: _heads(grid).size]
     return [divmod(index, grid.shape[1]) for index in order.tolist()]
 
 
@@ -86,7 +88,7 @@ def top_heads(scores: HeadScores, k: int) -> list[Head]:
         ShapeError: k is below 1 or above the number of heads.
         NumericalError: A score is not finite.
     """
-    _check_ks([k], _grid(scores).shape)
+    _check_ks([k], _grid(scores))
     return rank_heads(scores)[:k]
 
 
@@ -99,7 +101,7 @@ def overlap_at_k(a: HeadScores, b: HeadScores, k: int) -> Overlap:
         Overlap(k=2, shared=1.0, overlap=0.5, jaccard=0.33..., chance_overlap=0.5, ...)
     """
     row = overlap_curve(a, b, [k]).to_dict("records")[0]
-    n_heads = _grid(a).size
+    n_heads = _heads(_grid(a)).size
     support = np.arange(k + 1)
     jaccard = stats.hypergeom.pmf(support, n_heads, k, k) @ (support / (2 * k - support))
     return Overlap(
@@ -123,7 +125,7 @@ def overlap_curve(a: HeadScores, b: HeadScores, ks: Sequence[int] | None = None)
     first, second = _pair(a, b)
     n_heads = first.size
     k = np.arange(1, n_heads + 1) if ks is None else np.array(ks, dtype=np.int64)
-    _check_ks(k.tolist(), first.shape)
+    _check_ks(k.tolist(), _grid(a))
     shared = _shared(first, second, k)
     # Where ties make `shared` a fraction, no fewer heads than its ceiling are "at least" as many.
     at_least = np.ceil(shared - 1e-9)
@@ -179,16 +181,19 @@ def kendall(a: HeadScores, b: HeadScores) -> Correlation:
 
 
 def layer_profile(scores: HeadScores) -> Float[Tensor, " layer"]:
-    """Share of the positive score mass in each layer; zeros where no head scores above zero."""
+    """Share of the positive score mass in each layer; NaN in layers without heads.
+
+    Zeros where no head scores above zero.
+    """
     mass = _grid(scores).clip(min=0).sum(axis=1)
-    total = mass.sum()
+    total = np.nansum(mass)
     return torch.from_numpy(mass / total if total > 0 else mass).to(torch.float32)
 
 
 def layer_profile_distance(a: HeadScores, b: HeadScores) -> float:
     """Total variation, 0 to 1, of the two layer profiles; NaN where a map has no positive score."""
     _pair(a, b)
-    first, second = layer_profile(a), layer_profile(b)
+    first, second = layer_profile(a).nan_to_num(), layer_profile(b).nan_to_num()
     moved = 0.5 * float((first - second).abs().sum())
     return moved if first.any() and second.any() else float("nan")
 
@@ -203,8 +208,8 @@ def concentration(scores: HeadScores, ks: Sequence[int] = (1, 5, 10)) -> pd.Data
     All NaN where no head scores above zero.
     """
     grid = _grid(scores)
-    _check_ks(ks, grid.shape)
-    mass = np.sort(grid.clip(min=0), axis=None)
+    _check_ks(ks, grid)
+    mass = np.sort(_heads(grid).clip(min=0))
     # Scaled by its maximum so that squares of tiny effects do not underflow.
     mass = mass / mass[-1] if mass[-1] > 0 else np.full_like(mass, np.nan)
     n_heads, total = mass.size, mass.sum()
@@ -279,7 +284,7 @@ def compare_head_sets(
     if names[0] == names[1]:
         raise TvlensError(f"both maps are named '{names[0]}': give two different names")
     sets = [overlap_at_k(a, b, k) for k in ks]
-    chance = rank_biased_overlap_chance(_grid(a).size, p)
+    chance = rank_biased_overlap_chance(_heads(_grid(a)).size, p)
     rho, tau = spearman(a, b), kendall(a, b)
     rows = [
         *(("overlap", s.k, s.overlap, s.chance_overlap, s.p_value) for s in sets),
@@ -296,14 +301,17 @@ def compare_head_sets(
 
 
 def _grid(scores: HeadScores) -> NDArray[np.float64]:
-    """The checked scores as a float64 `[layer, head]` array."""
+    """The checked scores as a float64 `[layer, head]` array, NaN in layers without heads."""
     tensor = scores if isinstance(scores, Tensor) else scores.scores
     if tensor.ndim != 2 or tensor.numel() == 0:
         raise ShapeError(
             f"scores have shape {list(tensor.shape)}: one number per head is needed, [layer, head]"
         )
     grid: NDArray[np.float64] = tensor.detach().to("cpu", torch.float64).numpy()
-    broken = np.argwhere(~np.isfinite(grid))
+    absent = np.isnan(grid).all(axis=1, keepdims=True)
+    broken = np.argwhere(~(np.isfinite(grid) | absent))
+    if absent.all():
+        broken = np.argwhere(absent)
     if len(broken):
         layer, head = broken[0]
         raise NumericalError(
@@ -320,16 +328,28 @@ def _pair(a: HeadScores, b: HeadScores) -> tuple[NDArray[np.float64], NDArray[np
             f"head maps of shape {list(first.shape)} and {list(second.shape)} ([layer, head]) "
             "cannot be compared: score the heads of one model"
         )
-    return first, second
+    without = [np.flatnonzero(np.isnan(grid).all(axis=1)).tolist() for grid in (first, second)]
+    if without[0] != without[1]:
+        raise ShapeError(
+            f"head maps without heads in layers {without[0]} and {without[1]} cannot be compared: "
+            "score the heads of one model"
+        )
+    return _heads(first), _heads(second)
 
 
-def _check_ks(ks: Sequence[int], shape: tuple[int, ...]) -> None:
-    n_heads = shape[0] * shape[1]
+def _heads(grid: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The scores of all heads, one after another."""
+    return grid[~np.isnan(grid)]
+
+
+def _check_ks(ks: Sequence[int], grid: NDArray[np.float64]) -> None:
+    n_heads = _heads(grid).size
+    n_layer = n_heads // grid.shape[1]
     for k in ks:
         if not 1 <= k <= n_heads:
             raise ShapeError(
-                f"top {k} heads asked for, but there are {n_heads} heads ({shape[0]} layers of "
-                f"{shape[1]}): choose k from 1 to {n_heads}"
+                f"top {k} heads asked for, but there are {n_heads} heads ({n_layer} layers of "
+                f"{grid.shape[1]}): choose k from 1 to {n_heads}"
             )
 
 
@@ -377,13 +397,13 @@ def _agreement(
     """Mean and quantiles over pairs of maps, beside chance, of the measures of whole rankings."""
     ks = [k] if isinstance(k, int) else list(k)
     grid = _grid(pairs[0][0])
-    _check_ks(ks, grid.shape)
-    depths = np.arange(1, grid.size + 1)
+    _check_ks(ks, grid)
+    n_heads = _heads(grid).size
+    depths = np.arange(1, n_heads + 1)
     shared = [_shared(*_pair(*pair), depths) for pair in pairs]
-    chance = rank_biased_overlap_chance(grid.size, p)
+    chance = rank_biased_overlap_chance(n_heads, p)
     measures: list[tuple[Any, ...]] = [
-        ("overlap", size, size / grid.size, [both[size - 1] / size for both in shared])
-        for size in ks
+        ("overlap", size, size / n_heads, [both[size - 1] / size for both in shared]) for size in ks
     ]
     measures.append(("rank_biased_overlap", None, chance, [_rank_biased(x, p) for x in shared]))
     measures.append(("spearman", None, 0.0, [spearman(*pair).value for pair in pairs]))

@@ -99,17 +99,20 @@ def indirect_effects(
         means.require_fit(lens)
         z = means.z[None]
     batch = lens.encode(prompts)
-    each = ReplaceHeads.each_head(z.to(lens.backend.device, lens.backend.dtype))
+    layers = lens.backend.attention_layers
+    each = ReplaceHeads.each_head(z.to(lens.backend.device, lens.backend.dtype), layers)
     # One more variant, which replaces nothing, gives the baseline from the same reading.
     edit = replace(each, mask=torch.cat([each.mask, torch.zeros_like(each.mask[:1])]))
     scores = lens.outputs(batch, edit, lens.readout.score, advance=progress).cpu()
     patched, baseline = scores[:, :-1], scores[:, -1:]
-    values = (patched - baseline).unflatten(1, (lens.n_layer, lens.n_head))
-    if not torch.isfinite(values).all():
+    found = (patched - baseline).unflatten(1, (len(layers), lens.n_head))
+    if not torch.isfinite(found).all():
         raise NumericalError(
             f"indirect effects on task {prompts.task!r} are not finite; expected finite "
             f"probabilities from {lens.name!r}; try dtype=torch.float32"
         )
+    values = found.new_full((len(found), lens.n_layer, lens.n_head), torch.nan)
+    values[:, list(layers)] = found
     return IndirectEffects.of(
         values,
         baseline[:, 0],

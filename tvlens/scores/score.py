@@ -1,7 +1,8 @@
 """A number for every head: per prompt where it has one, with a name, a unit and an interval.
 
 Tables hold one row per head, with the columns task, layer, head and the score's own. Heads are
-matched by layer and head, never by their place in a table.
+matched by layer and head, never by their place in a table. Layers of a model that have no heads
+(`Backend.attention_layers`) are NaN in a score and have no rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,7 @@ class Scores(Kept):
     """A signed score of every head; any two of one model can be compared.
 
     Attributes:
-        scores: the score of every head.
+        scores: the score of every head; NaN throughout layers without heads.
         name: what its column is called in tables.
         unit: what it is measured in.
         task: name of the task.
@@ -73,6 +74,11 @@ class Scores(Kept):
         mean = values.double().mean(dim=0).float()
         return cls(mean, name, unit, task, model, values=values, baseline=baseline)
 
+    @property
+    def n_heads(self) -> int:
+        """Number of heads of the whole model."""
+        return self.scores.numel() - int(torch.isnan(self.scores).sum())
+
     def top(self, k: int) -> list[Head]:
         """The k heads of largest score as (layer, head), best first.
 
@@ -85,8 +91,15 @@ class Scores(Kept):
         """Ends of the 95% bootstrap interval over prompts; None for scores without prompts."""
         if self.values is None:
             return None
-        _, low, high = bootstrap_mean_axis(self.values, seed=seed)
+        _, low, high = self._bootstrapped(self.values, seed)
         return low, high
+
+    def _bootstrapped(self, values: Tensor, seed: int) -> tuple[HeadMap, ...]:
+        """Mean and ends of the interval, of the heads that are there."""
+        there = ~torch.isnan(self.scores)
+        maps = torch.full((3, *there.shape), torch.nan, dtype=torch.float64)
+        maps[:, there] = torch.stack(bootstrap_mean_axis(values[:, there], seed=seed)).double()
+        return tuple(maps.to(torch.promote_types(values.dtype, torch.float32)))
 
     def to_frame(self, *, seed: int = 0) -> pd.DataFrame:
         """One row per head: task, layer, head, NAME, and NAME_low, NAME_high where there are any.
@@ -96,13 +109,19 @@ class Scores(Kept):
         """
         columns = {self.name: self.scores}
         if self.values is not None:
-            mean, low, high = bootstrap_mean_axis(self.values, seed=seed)
+            mean, low, high = self._bootstrapped(self.values, seed)
             columns = {self.name: mean, f"{self.name}_low": low, f"{self.name}_high": high}
         return head_table(columns, self.task)
 
     @classmethod
     def from_frame(
-        cls, table: pd.DataFrame, name: str, *, unit: str = "", model: str = ""
+        cls,
+        table: pd.DataFrame,
+        name: str,
+        *,
+        unit: str = "",
+        model: str = "",
+        layers: Sequence[int] | None = None,
     ) -> "dict[str, Scores]":
         """The scores in one column of a table of heads, by task, each head in its own place.
 
@@ -111,6 +130,7 @@ class Scores(Kept):
             name: the column.
             unit: what it is measured in, which tables do not say.
             model: name of the model, which they do not say either.
+            layers: layers that have heads, where some have none (`Backend.attention_layers`).
 
         Raises:
             UnknownNameError: a column is missing, or holds no numbers.
@@ -125,7 +145,7 @@ class Scores(Kept):
         if not pd.api.types.is_numeric_dtype(table[name]):
             raise UnknownNameError(f"column {name!r} holds no numbers; name a score of heads")
         return {
-            str(task): Scores(_grid(rows, name, str(task)), name, unit, str(task), model)
+            str(task): Scores(_grid(rows, name, str(task), layers), name, unit, str(task), model)
             for task, rows in table.groupby("task", sort=False)
         }
 
@@ -150,10 +170,16 @@ class Scores(Kept):
 
 
 def head_table(columns: Mapping[str, HeadMap], task: str) -> pd.DataFrame:
-    """Maps of all heads as one row per head: task, layer, head, and a column for each map."""
-    first = next(iter(columns.values()))
-    index = pd.MultiIndex.from_product([range(n) for n in first.shape], names=HEAD_KEYS[1:])
-    flat = {name: x.detach().cpu().flatten().tolist() for name, x in columns.items()}
+    """Maps of all heads as one row per head: task, layer, head, and a column for each map.
+
+    Layers that are NaN in all maps have no rows.
+    """
+    maps = {name: x.detach().cpu() for name, x in columns.items()}
+    there = ~torch.stack([x.isnan().all(dim=1) for x in maps.values()]).all(dim=0)
+    layers = there.nonzero().flatten().tolist()
+    heads = range(next(iter(maps.values())).shape[1])
+    index = pd.MultiIndex.from_product([layers, heads], names=HEAD_KEYS[1:])
+    flat = {name: x[there].flatten().tolist() for name, x in maps.items()}
     frame = pd.DataFrame(flat, index).reset_index()
     frame.insert(0, "task", task)
     return frame
@@ -182,7 +208,7 @@ def join_scores(scores: Sequence[Scores], *, seed: int = 0) -> pd.DataFrame:
     return table
 
 
-def _grid(rows: pd.DataFrame, name: str, task: str) -> HeadMap:
+def _grid(rows: pd.DataFrame, name: str, task: str, layers: Sequence[int] | None) -> HeadMap:
     """The `[layer, head]` map of one task's rows."""
     keys = rows[["layer", "head"]]
     twice = keys[keys.duplicated()]
@@ -195,7 +221,8 @@ def _grid(rows: pd.DataFrame, name: str, task: str) -> HeadMap:
     numbers = keys.to_numpy()
     n_layer, n_head = int(numbers[:, 0].max()) + 1, int(numbers[:, 1].max()) + 1
     there = {(int(layer), int(head)) for layer, head in numbers}
-    lacking = [(i, j) for i in range(n_layer) for j in range(n_head) if (i, j) not in there]
+    expected = range(n_layer) if layers is None else layers
+    lacking = [(i, j) for i in expected for j in range(n_head) if (i, j) not in there]
     if lacking or numbers.min() < 0:
         first = f"layer {lacking[0][0]}, head {lacking[0][1]}" if lacking else "a negative number"
         raise ShapeError(
@@ -203,7 +230,7 @@ def _grid(rows: pd.DataFrame, name: str, task: str) -> HeadMap:
             f"head {n_head - 1}, and {len(lacking)} heads below have none (first: {first}); "
             "expected one row for every head, layers and heads counted from 0"
         )
-    grid = torch.empty(n_layer, n_head, dtype=torch.float64)
-    layers, heads = (torch.from_numpy(numbers[:, i].astype("int64")) for i in range(2))
-    grid[layers, heads] = torch.tensor(rows[name].to_numpy(dtype=float))
+    grid = torch.full((n_layer, n_head), torch.nan, dtype=torch.float64)
+    at, heads = (torch.from_numpy(numbers[:, i].astype("int64")) for i in range(2))
+    grid[at, heads] = torch.tensor(rows[name].to_numpy(dtype=float))
     return grid

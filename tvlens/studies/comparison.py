@@ -41,7 +41,7 @@ def compare(
     """
     ranked = _ranked(scores)
     (first, one), *others = ranked.items()
-    ks = fitting_ks(ks, one.scores.numel())
+    ks = fitting_ks(ks, one.n_heads)
     frames = [
         compare_head_sets(one, other, ks=ks, names=(first, heads)).assign(
             comparison=f"{first} and {heads}"
@@ -65,7 +65,7 @@ def overlap(scores: Sequence[Scores], *, seed: int) -> pd.DataFrame:
     """Overlap of the AIE and LTV heads at every k of `CURVE_KS`, with its split-half ceiling."""
     ranked = _ranked(scores)
     effects, ltv = ranked["aie"], ranked["ltv"]
-    ks = fitting_ks(CURVE_KS, effects.scores.numel())
+    ks = fitting_ks(CURVE_KS, effects.n_heads)
     curve = overlap_curve(effects, ltv, ks=ks)
     if effects.values is not None:
         halves = split_half(effects.values, ks, splits=30, seed=seed)
@@ -91,15 +91,19 @@ def write_figures(
         unit: unit of the AIE.
         groups: tasks that share a figure, by what is put behind the figure's name; all by default.
     """
-    maps = {score.name: Scores.from_frame(heads, score.name, unit=unit) for score in RANKED}
+    layers = sorted(heads["layer"].unique().tolist())
+    maps = {
+        score.name: Scores.from_frame(heads, score.name, unit=unit, layers=layers)
+        for score in RANKED
+    }
     profiles = []
     for task in heads["task"].unique():
         own = {name: found[task].scores for name, found in maps.items()}
-        k = max(1, min(10, own[RANKED[0].name].numel() // 4))
+        k = max(1, min(10, maps[RANKED[0].name][task].n_heads // 4))
         run.write_figure(f"heads-{task}", figures.score_maps(own, task=task, k=k, unit=unit))
         for name, grid in own.items():
             shares = layer_profile(grid).tolist()
-            profiles += [(task, layer, name, share) for layer, share in enumerate(shares)]
+            profiles += [(task, layer, name, shares[layer]) for layer in layers]
     table = pd.DataFrame(profiles, columns=["task", "layer", "score", "share"])
     run.write_table("layer_profiles", table)
     run.write_table("overlap_curves", curve)

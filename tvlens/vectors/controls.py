@@ -15,7 +15,8 @@ def random_controls(ltv: LearnableTaskVector, *, n: int = 5, seed: int = 0) -> l
     # A stream of its own: a random start of the same seed must not come back as its control.
     drawn = generator("random omega", seed=seed)
     norm = ltv.weights.detach().norm().cpu()
-    draws = [torch.randn(ltv.omega.shape, generator=drawn) for _ in range(n)]
+    there = ltv.has_heads.cpu()
+    draws = [torch.randn(there.shape, generator=drawn) * there for _ in range(n)]
     return [
         ltv.with_weights(w * (norm / w.norm()), f"random omega {i}") for i, w in enumerate(draws)
     ]
@@ -24,12 +25,13 @@ def random_controls(ltv: LearnableTaskVector, *, n: int = 5, seed: int = 0) -> l
 def permuted_controls(ltv: LearnableTaskVector, *, n: int = 5, seed: int = 0) -> list[Vector]:
     """Vectors of `n` permutations of the learned weights: right sizes, wrong heads."""
     drawn = generator("permuted omega", seed=seed)
-    weights = ltv.weights.detach().cpu().flatten()
-    draws = [weights[torch.randperm(len(weights), generator=drawn)] for _ in range(n)]
-    return [
-        ltv.with_weights(w.view(ltv.omega.shape), f"permuted omega {i}")
-        for i, w in enumerate(draws)
-    ]
+    weights, there = ltv.weights.detach().cpu(), ltv.has_heads.cpu()
+    of_heads, drawn_vectors = weights[there], []
+    for i in range(n):
+        permuted = torch.zeros_like(weights)
+        permuted[there] = of_heads[torch.randperm(len(of_heads), generator=drawn)]
+        drawn_vectors.append(ltv.with_weights(permuted, f"permuted omega {i}"))
+    return drawn_vectors
 
 
 def make_random(materials: Materials) -> ByKind:

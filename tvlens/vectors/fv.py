@@ -108,7 +108,7 @@ def published_mixture(means: HeadMeans, effects: IndirectEffects) -> HeadMixture
         effects: indirect effects that rank the heads.
     """
     n_layer, n_head = means.outputs.shape[:2]
-    heads = effects.top(max(1, round(35 / 96 * n_layer * n_head)))
+    heads = effects.top(max(1, round(35 / 96 * means.n_heads)))
     layers = sorted({min(n_layer - 1, n_layer * layer // 12) for layer in (6, 7, 8)})
     mix = torch.zeros(n_layer, n_layer, n_head)
     for to_layer in layers:
@@ -169,11 +169,11 @@ def choose_function_vectors(
         TaskError: `per_prompt` is asked of prompts without donors.
     """
     layers = range(lens.n_layer) if layers is None else layers
-    fitting = [k for k in ks if 1 <= k <= lens.n_layer * lens.n_head]
+    fitting = [k for k in ks if 1 <= k <= means.n_heads]
     if not fitting:
         raise ShapeError(
-            f"no k of {tuple(ks)} fits {lens.name!r}, which has "
-            f"{lens.n_layer * lens.n_head} heads; give a k between 1 and that"
+            f"no k of {tuple(ks)} fits {lens.name!r}, which has {means.n_heads} heads; give a k "
+            "between 1 and that"
         )
     candidates: list[tuple[dict[str, object], HeadMixture]] = []
     for k in fitting:
@@ -240,7 +240,7 @@ def _choose(materials: Materials) -> tuple[dict[str, Vector], pd.DataFrame]:
             materials.means,
             materials.effects,
             prompts,
-            ks=fitting_ks(materials.ks, materials.effects.scores.numel()),
+            ks=fitting_ks(materials.ks, materials.effects.n_heads),
             scales=materials.scales,
             per_prompt=materials.per_prompt,
             progress=advance,
@@ -274,4 +274,9 @@ def _require_heads(means: HeadMeans, heads: Sequence[Head]) -> None:
             raise ShapeError(
                 f"head ({layer}, {head}) is out of range: model {means.model!r} has {n_layer} "
                 f"layers (0-{n_layer - 1}) of {n_head} heads (0-{n_head - 1})"
+            )
+        if layer not in means.has_heads:
+            raise ShapeError(
+                f"layer {layer} of model {means.model!r} has no heads; expected one of layers "
+                f"{', '.join(map(str, means.has_heads))}"
             )

@@ -81,6 +81,7 @@ def fit_ltv(
         seed=seed,
         granularity=settings.granularity,
         norms=None if own is None else own.norm(dim=-1).mean(dim=0).cpu(),
+        layers=means.layers,
         model=lens.name,
         task=task.name,
     )

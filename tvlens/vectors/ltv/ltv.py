@@ -30,6 +30,7 @@ class LearnableTaskVector(nn.Module, Vector):
         mask: True at the heads that take part.
         attribution: what each head adds to the score of the answer (`attribute`), NaN
             until it is known.
+        layers: layers that have heads, where some have none; None for all.
         history: one row per evaluation of the training: step, train_loss, validation_loss,
             travel, norm.
         per_prompt: whether the weights are for the head outputs of each prompt's own donor; the
@@ -54,6 +55,7 @@ class LearnableTaskVector(nn.Module, Vector):
         seed: int = 0,
         granularity: Granularity = "head",
         norms: Float[Tensor, "_layer _head"] | None = None,
+        layers: Sequence[int] | None = None,
         model: str = "",
         task: str = "",
     ) -> None:
@@ -68,6 +70,7 @@ class LearnableTaskVector(nn.Module, Vector):
                 coordinates, not heads.
             norms: mean size of each head's output on single prompts, for weights of each prompt's
                 own head outputs; None for weights of the means.
+            layers: layers that have heads, where some have none; None for all.
             model: name of the model.
             task: name of the task.
 
@@ -94,7 +97,8 @@ class LearnableTaskVector(nn.Module, Vector):
         self.register_buffer("outputs", outputs.detach().float().clone())
         sizes = self.outputs.norm(dim=-1) if norms is None else norms.detach().float().clone()
         self.register_buffer("norms", sizes)
-        self.register_buffer("mask", torch.ones(n_layer, n_head, dtype=torch.bool))
+        self.layers = None if layers is None else tuple(layers)
+        self.register_buffer("mask", self.has_heads.clone())
         self.register_buffer("attribution", torch.full((n_layer, n_head), torch.nan))
         self.granularity = granularity
         self.per_prompt = norms is not None
@@ -113,6 +117,14 @@ class LearnableTaskVector(nn.Module, Vector):
         return torch.einsum("lh,...lhd->...ld", self.weights, given)
 
     @property
+    def has_heads(self) -> Bool[Tensor, "layer head"]:
+        """True but in layers without heads."""
+        found = torch.ones_like(self.start, dtype=torch.bool)
+        if self.layers is not None:
+            found[[n for n in range(len(found)) if n not in self.layers]] = False
+        return found
+
+    @property
     def weights(self) -> Float[Tensor, "layer head"]:
         """omega where the mask allows it, zero elsewhere."""
         return self.omega * self.mask
@@ -120,13 +132,15 @@ class LearnableTaskVector(nn.Module, Vector):
     def contributions(self, *, signed: bool = True) -> Float[Tensor, "layer head"]:
         """‖omega ā‖ of every head, negative where the head lowers the answer's probability.
 
+        NaN in layers without heads.
+
         Args:
             signed: give it the sign of `attribution`.
 
         Raises:
             NumericalError: the attributions are not known; run `attribute`, or ask for unsigned.
         """
-        norm = self.weights.detach().abs() * self.norms
+        norm = self._of_heads(self.weights.detach().abs() * self.norms)
         if not signed:
             return norm
         if torch.isnan(self.attribution).any():
@@ -135,6 +149,9 @@ class LearnableTaskVector(nn.Module, Vector):
                 "tvlens.attribute(lens, ltv, prompts) first, or contributions(signed=False)"
             )
         return norm * self.attribution.sign()
+
+    def _of_heads(self, found: Float[Tensor, "layer head"]) -> Float[Tensor, "layer head"]:
+        return found.where(self.has_heads, torch.nan)
 
     @property
     def scores(self) -> Float[Tensor, "layer head"]:
@@ -190,7 +207,8 @@ class LearnableTaskVector(nn.Module, Vector):
         Raises:
             NumericalError: contributions are asked for, and the attributions are not known.
         """
-        found = self.weights.detach() if name == "omega" else self.contributions()
+        made = self.contributions if name == "contribution" else self.weights.detach
+        found = self._of_heads(made())
         unit = "weight" if name == "omega" else "signed norm"
         return Scores(found.cpu(), name, unit, self.task, self.model)
 
@@ -202,7 +220,7 @@ class LearnableTaskVector(nn.Module, Vector):
         # JSON has no NaN.
         history = self.history.astype(object).where(self.history.notna(), None)
         names = {"model": self.model, "task": self.task, "granularity": self.granularity}
-        return tensors, names | {"history": history.to_dict("list")}
+        return tensors, names | {"layers": self.layers, "history": history.to_dict("list")}
 
     @classmethod
     def of_state(
@@ -213,6 +231,7 @@ class LearnableTaskVector(nn.Module, Vector):
             tensors["outputs"],
             start=tensors["start"],
             norms=tensors.get("norms"),
+            layers=facts.get("layers"),
             model=facts["model"],
             task=facts["task"],
         )
