@@ -229,7 +229,7 @@ def test_reading_takes_no_gradients():
     engine = ReplayEngine(zoo.new_backend("llama", "bridge"))
     assert all(p.requires_grad for p in engine.backend.parameters())
     reading = engine.read(zoo.batch())
-    tensors = [reading.keys, reading.values, reading.residual, reading.heads]
+    tensors = [*reading.keys, *reading.values, reading.residual, reading.heads]
     assert not any(tensor.requires_grad for tensor in tensors)
 
 

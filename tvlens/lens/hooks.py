@@ -72,7 +72,7 @@ def intervene(backend: Backend, edit: Edit, query: Int[Tensor, " batch"]) -> Ite
             f"{backend.n_layer}; build it from vectors or means of this model"
         )
     n_batch, n_variant = query.shape[0], edit.n_variant
-    sites = edit.sites(query).repeat_interleave(n_variant, dim=0)
+    all_sites = edit.sites(query).repeat_interleave(n_variant, dim=0)
 
     def change(layer: int, act: Callable[[int, Tensor], Tensor], activation: Tensor) -> Tensor:
         if activation.shape[0] != n_batch * n_variant:
@@ -88,10 +88,11 @@ def intervene(backend: Backend, edit: Edit, query: Int[Tensor, " batch"]) -> Ite
                 f"{activation.shape[1] - 1}: count them in the batch, padding included"
             )
         rows = torch.arange(activation.shape[0], device=activation.device)
-        changed = activation.clone()
+        changed, sites = activation.clone(), all_sites.to(activation.device)
         for where in sites.unbind(dim=1):
             before = activation[rows, where].unflatten(0, (n_batch, n_variant))
-            changed[rows, where] = act(layer, before).flatten(0, 1)
+            after = act(layer, before.to(backend.device)).to(activation.device)
+            changed[rows, where] = after.flatten(0, 1)
         return changed
 
     def change_heads(layer: int, activation: Tensor) -> Tensor:
@@ -157,8 +158,9 @@ def record_attention(
     rows = torch.arange(len(query), device=inputs.device)
 
     def keep(name: str, activation: Tensor) -> None:
+        here = activation.device
         # A view would keep the whole activation alive.
-        found[name] = activation[rows, query].clone()
+        found[name] = activation[rows.to(here), query.to(here)].clone().to(inputs.device)
 
     def keep_z(layer: int, activation: Tensor) -> Tensor | None:
         z = backend.as_heads(activation)
@@ -234,8 +236,9 @@ class WholePassEngine(Engine[WholePrompts]):
         mask = batch.mask.repeat_interleave(n, dim=0)
         with intervene(self.backend, edit, batch.query):
             logits = self.backend.forward(inputs, mask)
-        rows = torch.arange(len(inputs), device=inputs.device)
-        at_query = logits[rows, batch.query.repeat_interleave(n)]
+        rows = torch.arange(len(inputs), device=logits.device)
+        at_query = logits[rows, batch.query.to(logits.device).repeat_interleave(n)]
+        at_query = at_query.to(inputs.device)
         return at_query.unflatten(0, (len(batch), n))
 
     def generate(
@@ -250,6 +253,6 @@ class WholePassEngine(Engine[WholePrompts]):
             for _ in range(n_tokens):
                 with intervene(self.backend, edit, batch.query):
                     chosen = self.backend.forward(inputs, mask)[:, -1].argmax(dim=-1, keepdim=True)
-                inputs = torch.cat([inputs, chosen], dim=1)
+                inputs = torch.cat([inputs, chosen.to(inputs.device)], dim=1)
                 mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         return inputs[:, width:].unflatten(0, (len(batch), n))

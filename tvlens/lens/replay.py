@@ -29,8 +29,9 @@ class Prefix(Reading):
 
     Attributes:
         batch: the prompts.
-        keys: rotated keys of every layer; rows of the batch that share a prompt share them.
-        values: values of every layer, shared alike.
+        keys: rotated keys of every layer, each where the layer's block is; rows of the batch that
+            share a prompt share them.
+        values: values of every layer, alike.
         visible: columns that the query position attends to besides itself.
         position: index of the query among the real tokens of its prompt.
         key_position: index of every column among the real tokens of its prompt.
@@ -40,8 +41,8 @@ class Prefix(Reading):
     """
 
     batch: Batch
-    keys: Float[Tensor, "layer prompt kv_head pos d_head"]
-    values: Float[Tensor, "layer prompt kv_head pos d_head"]
+    keys: tuple[Float[Tensor, "prompt kv_head pos d_head"], ...]
+    values: tuple[Float[Tensor, "prompt kv_head pos d_head"], ...]
     visible: Bool[Tensor, "batch pos"]
     position: Int[Tensor, " batch"]
     key_position: Int[Tensor, "batch pos"]
@@ -62,8 +63,8 @@ class Prefix(Reading):
         prompts = self.batch.prompt_of_row[index] if whole is None else whole
         return Prefix(
             self.batch.take(index),
-            self.keys[:, prompts],
-            self.values[:, prompts],
+            tuple(_chosen(keys, prompts) for keys in self.keys),
+            tuple(_chosen(values, prompts) for values in self.values),
             self.visible[index],
             self.position[index],
             self.key_position[index],
@@ -92,26 +93,27 @@ class ReplayEngine(Engine[Prefix]):
         rows = batch.prompt_of_row
         inputs, mask = batch.inputs[:: batch.shared], batch.mask[:: batch.shared]
         position = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        home = self.backend.device
         keys, values, residuals, heads, factors = [], [], [], [], []
         with torch.no_grad():
             allowed = {w: _causal(mask, w) for w in {b.window for b in self.anatomy.blocks}}
             x = self.backend.embed(inputs, mask)
             for block in self.anatomy.blocks:
-                residuals.append(x[rows, batch.query])
+                residuals.append(x.to(home)[rows, batch.query])
                 q, k, v = self._project(block, x, position)
                 z = self._attend_all(block, q, k, v, allowed[block.window], position)
                 keys.append(k.transpose(1, 2))
                 values.append(v.transpose(1, 2))
-                heads.append(z[rows, batch.query])
+                heads.append(z.to(home)[rows, batch.query])
                 if self.scaled:
-                    factors.append(_factor(block, heads[-1]))
+                    factors.append(_factor(block, heads[-1].to(block.device)).to(home))
                 x = _write(block, x, z)
-            residuals.append(x[rows, batch.query])
-        columns = torch.arange(batch.inputs.shape[1], device=self.backend.device)
+            residuals.append(x.to(home)[rows, batch.query])
+        columns = torch.arange(batch.inputs.shape[1], device=home)
         return Prefix(
             batch,
-            torch.stack(keys),
-            torch.stack(values),
+            tuple(keys),
+            tuple(values),
             batch.mask & (columns[None] < batch.query[:, None]),
             position[rows, batch.query],
             position[rows],
@@ -148,10 +150,12 @@ class ReplayEngine(Engine[Prefix]):
             widened = [pad(t, (*after, width - t.shape[-1 - axis_after], 0)) for t in tensors]
             return torch.cat(widened, dim=at)
 
+        keys = [reading.keys for reading in readings]
+        values = [reading.values for reading in readings]
         return Prefix(
             Batch.join([reading.batch for reading in readings]),
-            columns([reading.keys for reading in readings], 1, at=1),
-            columns([reading.values for reading in readings], 1, at=1),
+            tuple(columns([*of_layer], 1, at=0) for of_layer in zip(*keys, strict=True)),
+            tuple(columns([*of_layer], 1, at=0) for of_layer in zip(*values, strict=True)),
             columns([reading.visible for reading in readings], 0, at=0),
             torch.cat([reading.position for reading in readings]),
             columns([reading.key_position for reading in readings], 0, at=0),
@@ -168,10 +172,11 @@ class ReplayEngine(Engine[Prefix]):
         edit = edit.of_variants(order)
         joining = edit.first_layer.bincount(minlength=self.backend.n_layer + 1).tolist()
         head_layers, residual_layers = edit.head_layers, edit.residual_layers
-        position = reading.position[:, None]
+        position, home = reading.position[:, None], self.backend.device
         x = reading.residual.new_empty(len(reading), 0, self.backend.d_model)
         for layer, block in enumerate(self.anatomy.blocks):
-            z = reading.heads.new_empty(len(reading), 0, *reading.heads.shape[2:])
+            x = x.to(block.device)
+            z = x.new_empty(len(reading), 0, *reading.heads.shape[2:])
             if x.shape[1]:
                 q, k, v = self._project(block, x, position)
                 z = self._attend_rows(reading, layer, q, k[:, :, None], v[:, :, None])
@@ -181,19 +186,19 @@ class ReplayEngine(Engine[Prefix]):
             if not x.shape[1]:
                 continue
             if layer in head_layers:
-                z = edit.edit_heads(layer, z)
+                z = edit.edit_heads(layer, z.to(home)).to(block.device)
             x = _write(block, x, z)
             if layer in residual_layers:
-                x = edit.edit_residual(layer, x)
+                x = edit.edit_residual(layer, x.to(home))
         x = _append(x, reading.residual[-1], joining[-1])
-        return self.backend.unembed(x[:, order.argsort()])
+        return self.backend.unembed(x[:, order.argsort().to(x.device)]).to(home)
 
     def generate(
         self, reading: Prefix, edit: Edit, n_tokens: int
     ) -> Int[Tensor, "batch variant n_tokens"]:
         self._require_fit(edit)
         reading.batch.require_query_last()
-        n = edit.n_variant
+        n, home = edit.n_variant, self.backend.device
         inputs = reading.batch.inputs.repeat_interleave(n, dim=0)
         mask = reading.batch.mask.repeat_interleave(n, dim=0)
         own: list[tuple[Tensor, Tensor]] = []
@@ -212,11 +217,11 @@ class ReplayEngine(Engine[Prefix]):
                         own.append((k, v))
                     z = self._attend_rows(reading, layer, q, k, v)
                     if not step and layer in edit.head_layers:
-                        z = edit.edit_heads(layer, z)
+                        z = edit.edit_heads(layer, z.to(home)).to(block.device)
                     x = _write(block, x, z)
                     if not step and layer in edit.residual_layers:
-                        x = edit.edit_residual(layer, x)
-                chosen = self.backend.unembed(x).argmax(dim=-1).flatten()
+                        x = edit.edit_residual(layer, x.to(home))
+                chosen = self.backend.unembed(x).argmax(dim=-1).flatten().to(home)
                 inputs = torch.cat([inputs, chosen[:, None]], dim=1)
                 if step + 1 == n_tokens:
                     # One more position may be beyond the model's context.
@@ -239,6 +244,7 @@ class ReplayEngine(Engine[Prefix]):
 
     def _project(self, block: Block, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         a = self.anatomy
+        x, position = x.to(block.device), position.to(block.device)
         qkv = block.norm(x) @ block.w_qkv
         if block.b_qkv is not None:
             qkv = qkv + block.b_qkv
@@ -261,6 +267,7 @@ class ReplayEngine(Engine[Prefix]):
         allowed: Bool[Tensor, "batch 1 pos pos"],
         position: Int[Tensor, "batch pos"],
     ) -> Float[Tensor, "batch pos head d_head"]:
+        allowed, position = allowed.to(block.device), position.to(block.device)
         group = self.anatomy.n_head // self.anatomy.n_kv_head
         q = q.transpose(1, 2)
         k, v = (x.transpose(1, 2).repeat_interleave(group, dim=1) for x in (k, v))
@@ -291,9 +298,10 @@ class ReplayEngine(Engine[Prefix]):
         to_own = torch.einsum("bkgnd,bnokd->bkgno", scaled, own_keys).flatten(2, 3)
         n_prefix = to_prefix.shape[-1]
         # The row being run is the last of its own positions.
-        last = reading.position[:, None] + n_own - 1
-        at = torch.cat([reading.key_position, last - torch.arange(n_own - 1, -1, -1).to(last)], 1)
-        seen = pad(reading.visible, (0, n_own), value=True)
+        last = reading.position[:, None].to(block.device) + n_own - 1
+        own = last - torch.arange(n_own - 1, -1, -1).to(last)
+        at = torch.cat([reading.key_position.to(block.device), own], dim=1)
+        seen = pad(reading.visible.to(block.device), (0, n_own), value=True)
         if block.window is not None:
             seen = seen & (last - at < block.window)
         hidden = torch.where(seen, 0.0, float("-inf")).to(q.dtype)
@@ -309,6 +317,10 @@ class ReplayEngine(Engine[Prefix]):
         return (
             (from_prefix + from_own).permute(0, 3, 1, 2, 4).reshape(batch, variant, -1, q.shape[-1])
         )
+
+
+def _chosen(tensor: Tensor, index: slice | Int[Tensor, " chosen"]) -> Tensor:
+    return tensor[index if isinstance(index, slice) else index.to(tensor.device)]
 
 
 def _capped(block: Block, scores: Tensor) -> Tensor:
@@ -363,9 +375,12 @@ def _causal(mask: Bool[Tensor, "batch pos"], window: int | None) -> Bool[Tensor,
 
 def _write(block: Block, x: Tensor, z: Tensor) -> Tensor:
     out = _project_out(block, z)
-    return block.finish(x, out if block.scale_output is None else block.scale_output(out))
+    return block.finish(
+        x.to(out.device), out if block.scale_output is None else block.scale_output(out)
+    )
 
 
 def _append(rows: Tensor, clean: Tensor, n: int) -> Tensor:
     """`rows` `[batch, variant, …]` with `n` copies of the unedited row `[batch, …]` behind them."""
-    return torch.cat([rows, clean[:, None].expand(-1, n, *clean.shape[1:])], dim=1)
+    more = clean.to(rows.device)[:, None].expand(-1, n, *clean.shape[1:])
+    return torch.cat([rows, more], dim=1)

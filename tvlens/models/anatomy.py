@@ -50,6 +50,11 @@ class Block:
     window: int | None = None
     scale_output: Callable[[Tensor], Tensor] | None = None
 
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are; blocks of one model may be on several devices."""
+        return self.w_qkv.device
+
 
 @dataclass(frozen=True)
 class Anatomy:

@@ -67,8 +67,10 @@ class BridgeBackend(Backend):
         return self._by_layer({n: zero if b is None else b.detach() for n, b in biases.items()})
 
     def _by_layer(self, found: Mapping[int, Tensor]) -> Tensor:
+        # Blocks of one model may be on several devices.
+        device = self.model.original_model.get_input_embeddings().weight.device
         zero = torch.zeros_like(next(iter(found.values())))
-        return torch.stack([found.get(n, zero) for n in range(self.n_layer)])
+        return torch.stack([found.get(n, zero).to(device) for n in range(self.n_layer)])
 
     def projected_hooks(self, layer: int) -> tuple[str, ...]:
         return (f"blocks.{layer}.attn.hook_out",)
@@ -99,7 +101,8 @@ class BridgeBackend(Backend):
     def unembed(
         self, residual: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch pos d_vocab"]:
-        logits = self.model.unembed(self.model.ln_final(residual))
+        norm = next(self.model.ln_final.parameters(), residual)
+        logits = self.model.unembed(self.model.ln_final(residual.to(norm.device)))
         # Granite divides them, Cohere multiplies them, Gemma 2 caps them.
         logits = logits / (getattr(self.config, "logits_scaling", None) or 1.0)
         logits = logits * (getattr(self.config, "logit_scale", None) or 1.0)
@@ -221,7 +224,7 @@ def _block(
         b_o=None if attn.b_O is None else attn.b_O.detach(),
         scale=w_o.shape[1] ** -0.5 if scale is None else float(scale),
         cap=getattr(config, "attn_logit_softcapping", None) or None,
-        slopes=_slopes(model, original),
+        slopes=_slopes(model, original, w_o.device),
         sinks=None if sinks is None else sinks.detach(),
         window=_window(config, layer),
         scale_output=_scaled(norms["ln1_post"], config),
@@ -271,7 +274,7 @@ def _window(config: Any, layer: int) -> int | None:
     return getattr(config, "sliding_window", None) if used else None
 
 
-def _slopes(model: Any, original: Any) -> Float[Tensor, " head"] | None:
+def _slopes(model: Any, original: Any, device: torch.device) -> Float[Tensor, " head"] | None:
     """What ALiBi adds to the scores of every head for each position further right."""
     if model.cfg.positional_embedding_type != "alibi":
         return None
@@ -284,7 +287,7 @@ def _slopes(model: Any, original: Any) -> Float[Tensor, " head"] | None:
     else:
         raise UnknownArchitectureError("replay does not find the slopes of ALiBi")
     table = table.reshape(n_head, 2)
-    return (table[:, 1] - table[:, 0]).to(model.W_E.device)
+    return (table[:, 1] - table[:, 0]).to(device)
 
 
 def _head_norm(attn: Any, name: str) -> Callable[[Tensor], Tensor] | None:

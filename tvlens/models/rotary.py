@@ -78,7 +78,8 @@ class _Tables:
 
 
 def _rotate(tables: _Tables, turning: Callable[..., Tensor], x: Tensor, at: Tensor) -> Tensor:
-    return turning(x, *tables.at(at))
+    cos, sin = (table.to(x.device) for table in tables.at(at.to(tables.example.device)))
+    return turning(x, cos, sin)
 
 
 def _turning(original: Any, tables: _Tables, d_head: int) -> Callable[..., Tensor]:
@@ -118,5 +119,5 @@ def _quarter_of_neighbours(x: Tensor) -> Tensor:
 
 def _rotate_adjacent(table: Tensor, x: Tensor, positions: Tensor) -> Tensor:
     """GPT-J's rotary embedding: neighbouring components are paired."""
-    sin, cos = table[positions].repeat_interleave(2, dim=-1).chunk(2, dim=-1)
+    sin, cos = table.to(x.device)[positions].repeat_interleave(2, dim=-1).chunk(2, dim=-1)
     return turn(x, cos, sin, _quarter_of_neighbours)
