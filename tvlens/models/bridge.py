@@ -96,7 +96,14 @@ class BridgeBackend(Backend):
                 f"than {switch} tokens, and these are of {shortest} to {longest}; ask prompts of "
                 "one length, or none so long"
             )
-        return super().forward(inputs, mask)
+        if self.dtype != torch.float64:
+            return super().forward(inputs, mask)
+        # transformer-lens takes softmax in single precision, where masks of double are infinite,
+        # and padding attends to nothing else.
+        lowest = torch.finfo(torch.float32).min
+        names = [f"blocks.{n}.attn.hook_attn_scores" for n in self.attention_layers]
+        with self.hooks([(name, lambda scores, hook: scores.clamp(min=lowest)) for name in names]):
+            return super().forward(inputs, mask)
 
     def unembed(
         self, residual: Float[Tensor, "batch pos d_model"]
