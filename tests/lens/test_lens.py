@@ -170,7 +170,12 @@ def test_a_lens_says_what_it_looks_at(lens):
 def test_encode_text_is_what_a_lens_uses(lens, task):
     prompts = task.prompts("test", shots=1, n=3)
     direct = encode_text(
-        zoo.tokenizer(), prompts.texts, prompts.continuations, prefix=(), n_ctx=zoo.N_CTX
+        zoo.tokenizer(),
+        prompts.texts,
+        prompts.continuations,
+        prefix=(),
+        n_ctx=zoo.N_CTX,
+        d_vocab=zoo.D_VOCAB,
     )
     assert torch.equal(lens.encode(prompts).inputs, direct.inputs)
     assert lens.encode(prompts).answers == direct.answers

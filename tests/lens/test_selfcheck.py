@@ -210,8 +210,10 @@ def test_models_and_tokenizers_in_folders(kind, tmp_path):
 
 def test_a_bridge_of_ones_own_is_used_as_it_is():
     bridge = zoo.new_backend("gpt2", "bridge").model
+    bridge.cfg.default_prepend_bos = False
     lens = tvlens.load(bridge)
     assert lens.backend.model is bridge
+    bridge.cfg.default_prepend_bos = True
     assert (lens.backend.kind, lens.engine.name) == ("bridge", "replay")
     other = zoo.tokenizer(bos=True)
     lens = tvlens.load(bridge, tokenizer=other, name="mine")

@@ -10,7 +10,7 @@ TEXT = "Q: ab\nA:"
 
 
 def encode(texts, continuations, **options):
-    options = {"prefix": (), "n_ctx": zoo.N_CTX} | options
+    options = {"prefix": (), "n_ctx": zoo.N_CTX, "d_vocab": zoo.D_VOCAB} | options
     return encode_text(zoo.tokenizer(), texts, continuations, **options)
 
 
@@ -32,7 +32,7 @@ def test_prompts_and_answers_are_tokens_in_their_order():
 def test_padding_holds_the_pad_token_or_else_zero():
     tokenizer = zoo.tokenizer()
     tokenizer.pad_token = "<eos>"
-    options = {"prefix": (), "n_ctx": zoo.N_CTX}
+    options = {"prefix": (), "n_ctx": zoo.N_CTX, "d_vocab": zoo.D_VOCAB}
     batch = encode_text(tokenizer, [TEXT, "A:"], [" k", " k"], **options)
     assert batch.inputs[1, 0] == 3
     tokenizer.pad_token = None
@@ -54,7 +54,7 @@ def test_the_prefix_is_what_the_tokenizer_itself_puts_before_a_text():
 
 
 def test_special_tokens_come_from_the_prefix_alone():
-    options = {"prefix": (), "n_ctx": zoo.N_CTX}
+    options = {"prefix": (), "n_ctx": zoo.N_CTX, "d_vocab": zoo.D_VOCAB}
     plain = encode([TEXT], [" k"])
     marked = encode_text(zoo.tokenizer(bos=True, eos=True), [TEXT], [" k"], **options)
     assert torch.equal(plain.inputs, marked.inputs)
@@ -75,7 +75,7 @@ def test_an_answer_that_merges_with_the_prompt_is_refused():
     tokenizer.add_tokens([":k"])
     words = "prompt ending in 'Q: ab\\\\nA:' and its answer 'k' share a token; .* answer_space"
     with pytest.raises(TaskError, match=words):
-        encode_text(tokenizer, [TEXT], ["k"], prefix=(), n_ctx=zoo.N_CTX)
+        encode_text(tokenizer, [TEXT], ["k"], prefix=(), n_ctx=zoo.N_CTX, d_vocab=9)
 
 
 def test_the_context_holds_prefix_prompt_and_answer():
@@ -88,7 +88,7 @@ def test_the_context_holds_prefix_prompt_and_answer():
 def test_without_a_tokenizer_there_is_no_text():
     words = r"the lens has no tokenizer.*tvlens.load\(model, tokenizer=\.\.\.\)"
     with pytest.raises(ModelError, match=words):
-        encode_text(None, [TEXT], [" k"], prefix=(), n_ctx=10)
+        encode_text(None, [TEXT], [" k"], prefix=(), n_ctx=10, d_vocab=9)
 
 
 def test_no_prompts_are_refused():

@@ -15,24 +15,22 @@ from tvlens.lens.readout import FirstToken, Readout, SquaredError
 from tvlens.lens.selfcheck import choose_engine
 from tvlens.models.backend import Backend
 from tvlens.models.bridge import BridgeBackend, bridge_from_huggingface
-from tvlens.models.catalogue import (
-    BUNDLED,
-    bundled_folder,
-    is_regression,
-    known_models,
-    read_regression,
-)
+from tvlens.models.catalogue import is_regression, read_regression
 from tvlens.models.encode import special_prefix
 from tvlens.models.hooked import HookedBackend, hooked_from_huggingface
 from tvlens.models.reference import read_reference, require_same
 from tvlens.models.regression.points import BridgePoints, HookedPoints
 from tvlens.models.regression.transformer import RegressionTransformer
+from tvlens.models.source import (
+    first_line,
+    read_huggingface,
+    read_tokenizer,
+    which_device,
+    which_dtype,
+)
 from tvlens.models.text_part import text_part
 
 BackendKind = Literal["bridge", "hooked"]
-
-# Further arguments that say where a model is, and so where its tokenizer is.
-_WHERE = ("token", "cache_dir", "local_files_only", "subfolder", "gguf_file", "force_download")
 
 
 def load(
@@ -59,7 +57,7 @@ def load(
             RegressionTransformer, or a HookedTransformer or TransformerBridge of your own, which is
             used as it is. Of a model that sees pictures the text part is looked at. A bridge takes
             over the modules of a model in memory: give every lens a model of its own.
-        tokenizer: overrides the model's tokenizer.
+        tokenizer: overrides the model's tokenizer; a folder or Hugging Face name is read.
         backend: "bridge" (TransformerBridge) or "hooked" (HookedTransformer, transformer-lens 3);
             ignored for a model of your own that is one of the two.
         dtype: weights' type, such as torch.bfloat16 or "bfloat16"; "auto" is that of the file. By
@@ -71,7 +69,8 @@ def load(
         name: what tables and manifests call the model.
         revision: branch, tag or commit of a Hugging Face model.
         trust_remote_code: whether code that comes with a Hugging Face model may be run.
-        **from_pretrained: further arguments of transformers' `from_pretrained`.
+        **from_pretrained: further arguments of transformers' `from_pretrained`, such as
+            `device_map`: blocks of a model that is spread over devices stay where they are.
 
     Raises:
         UnknownNameError: no bundled model, folder or Hugging Face model has this name, or there is
@@ -81,7 +80,14 @@ def load(
     """
     if backend not in ("bridge", "hooked"):
         raise UnknownNameError(f"unknown backend {backend!r}; expected 'bridge' or 'hooked'")
-    kind, place = _dtype(dtype), _device(device)
+    kind, place = which_dtype(dtype), which_device(device)
+    if place is not None and from_pretrained.get("device_map") is not None:
+        raise UnknownNameError(
+            f"device={device!r} and device_map={from_pretrained['device_map']!r} both say where "
+            "the model is put; give one of them"
+        )
+    hub = {"revision": revision, "trust_remote_code": trust_remote_code}
+    tokenizer = read_tokenizer(tokenizer, hub)
     readout: Readout = FirstToken()
     if is_regression(model):
         name = name or Path(model).name.removesuffix(".safetensors")
@@ -89,15 +95,15 @@ def load(
         readout = SquaredError(card["variance"])
     elif isinstance(model, RegressionTransformer):
         readout = SquaredError()
-    wrapped = _already_wrapped(model, name, tokenizer)
+    wrapped = own_model = _already_wrapped(model, name, tokenizer)
     if isinstance(model, RegressionTransformer):
         made = HookedPoints if backend == "hooked" else BridgePoints
         wrapped = made(model.to(place, kind).eval(), name or type(model).__name__)
     elif wrapped is None:
-        hub = {"revision": revision, "trust_remote_code": trust_remote_code}
         wanted = "auto" if dtype == "auto" else kind
-        hf_model, hf_tokenizer, found = _huggingface(model, tokenizer, wanted, hub, from_pretrained)
-        label = name or found
+        read = read_huggingface(model, tokenizer, wanted, hub, from_pretrained)
+        hf_model, hf_tokenizer = read[:2]
+        label = name or read[2]
         hf_model.eval()
         own = hf_model.dtype
         reference = read_reference(hf_model)
@@ -115,8 +121,8 @@ def load(
             require_same(wrapped, reference)
     if place is not None:
         wrapped.model.to(place, print_details=False)
-    prefix = () if wrapped.tokenizer is None else tuple(special_prefix(wrapped.tokenizer))
     _require_heads(wrapped)
+    prefix = _prefix(wrapped, own=own_model is not None, given=tokenizer is not None)
     with _explained(wrapped.name, "its heads are looked at"):
         lens = Lens(wrapped, choose_engine(wrapped), readout, prefix)
     return lens if wrapped.device.type == "cpu" else replace(lens, max_tokens=8192)
@@ -132,98 +138,29 @@ def _already_wrapped(model: Any, name: str | None, tokenizer: Any) -> Backend | 
     return None
 
 
-def _dtype(given: torch.dtype | str | None) -> torch.dtype | None:
-    """The type that is meant; None for what is there."""
-    if given is None or given == "auto":
-        return None
-    found = given if isinstance(given, torch.dtype) else getattr(torch, given, None)
-    if found not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        raise UnknownNameError(
-            f"unknown dtype {str(given)!r}; expected 'float32', 'bfloat16', 'float16', 'float64' "
-            "or 'auto'"
+def _prefix(backend: Backend, *, own: bool, given: bool) -> tuple[int, ...]:
+    """Tokens put before every prompt.
+
+    Args:
+        backend: the model.
+        own: whether it is a model of transformer-lens, which is set to put one there or not.
+        given: whether its tokenizer was given beside it.
+    """
+    tokenizer, cfg = backend.tokenizer, backend.model.cfg
+    if tokenizer is None or (own and not getattr(cfg, "default_prepend_bos", True)):
+        return ()
+    if not own or given or cfg.tokenizer_prepends_bos is None:
+        return tuple(special_prefix(tokenizer))
+    begins = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    found = tuple(special_prefix(tokenizer) or begins)
+    if found:
+        warnings.warn(
+            f"prompts to {backend.name!r} begin with {tokenizer.decode(found)!r}, as its "
+            "cfg.default_prepend_bos says; a model that tvlens loads by its name gets only what "
+            "its tokenizer puts there. Set model.cfg.default_prepend_bos = False for none",
+            stacklevel=3,
         )
     return found
-
-
-def _device(given: str | int | torch.device | None) -> torch.device | None:
-    """The device that is meant, which is there."""
-    if given is None:
-        return None
-    there = [torch.device("cpu")]
-    there += [torch.device("cuda", n) for n in range(torch.cuda.device_count())]
-    there += [torch.device("mps")] if torch.backends.mps.is_available() else []
-    if given == "auto":
-        return there[min(1, len(there) - 1)]
-    try:
-        wanted = torch.device("cuda", given) if isinstance(given, int) else torch.device(given)
-    except RuntimeError:
-        wanted = None
-    if wanted is not None:
-        if wanted.type == "cuda" and wanted.index is None:
-            wanted = torch.device("cuda", 0)
-        if wanted in there:
-            return wanted
-    raise UnknownNameError(
-        f"there is no device {str(given)!r} here; expected one of "
-        f"{', '.join(repr(str(each)) for each in there)} or 'auto'"
-    )
-
-
-def _huggingface(
-    model: Any,
-    tokenizer: Any,
-    dtype: torch.dtype | str | None,
-    hub: dict[str, Any],
-    further: dict[str, Any],
-) -> tuple[Any, Any, str]:
-    from transformers import (
-        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-        AutoConfig,
-        AutoModelForCausalLM,
-        AutoModelForImageTextToText,
-        AutoTokenizer,
-        PreTrainedModel,
-    )
-
-    if isinstance(model, PreTrainedModel):
-        other = isinstance(dtype, torch.dtype) and dtype != model.dtype
-        return model.to(dtype) if other else model, tokenizer, type(model).__name__
-    if not isinstance(model, str | Path):
-        raise ModelError(
-            f"cannot look at a {type(model).__name__}; expected a name, a folder, a Hugging Face "
-            "causal language model, a HookedTransformer or a TransformerBridge"
-        )
-    label = str(model)
-    source = str(bundled_folder(label)) if label in BUNDLED else label
-    where = {key: further[key] for key in _WHERE if key in further} | hub
-    try:
-        config = AutoConfig.from_pretrained(source, **where)
-        if tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(source, **where)
-        elif isinstance(tokenizer, str | Path):
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer, **hub)
-        sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-        auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-        hf_model = auto.from_pretrained(source, dtype=dtype or torch.float32, **hub, **further)
-    except Exception as error:
-        is_there = (Path(source) / "config.json").is_file()
-        if isinstance(error, OSError | ValueError) and not is_there:
-            raise UnknownNameError(
-                f"model {label!r} cannot be loaded: tvlens knows none of this name (but "
-                f"{', '.join(known_models())}) and, as a folder or Hugging Face name, it failed "
-                f"with: {_first_line(error)}; check the spelling, the folder or the network"
-            ) from error
-        raise ModelError(
-            f"model {label!r} is there and cannot be read ({type(error).__name__}: "
-            f"{_first_line(error)}); expected a causal language model with its tokenizer, as "
-            "save_pretrained writes them; where a file was cut short, copy or fetch it again"
-        ) from error
-    return hf_model, tokenizer, label
-
-
-def _first_line(error: BaseException) -> str:
-    said = str(error).strip()
-    return said.splitlines()[0].rstrip(".;: ") if said else type(error).__name__
 
 
 @contextmanager
@@ -236,7 +173,7 @@ def _explained(model: str, doing: str) -> Iterator[None]:
     except Exception as error:
         raise ModelError(
             f"model {model!r} cannot be looked at: when {doing}, {type(error).__name__}: "
-            f"{_first_line(error)}; expected a decoder with attention heads of one size, which "
+            f"{first_line(error)}; expected a decoder with attention heads of one size, which "
             "transformer-lens supports"
         ) from error
 

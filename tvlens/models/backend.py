@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from tvlens.errors import ModelError
 from tvlens.models.anatomy import Anatomy
 from tvlens.models.batch import Batch
-from tvlens.models.encode import encode_text
-from tvlens.tasks.text.prompts import Prompts
+from tvlens.models.encode import encode_text, encode_tokens
+from tvlens.tasks.text.prompts import Prompts, TokenPrompts
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 HookFunction = Callable[..., Tensor | None]
@@ -37,7 +37,8 @@ def telling_length(config: Any) -> int:
     distances = [getattr(config, name, None) for name in _DISTANCES]
     within = [d for d in distances if isinstance(d, int) and 2 * d + 2 <= _LONGEST]
     longest = max([_SHORT, *(2 * d + 2 for d in within)])
-    return min(longest, getattr(config, "max_position_embeddings", None) or longest)
+    room = getattr(config, "max_position_embeddings", None) or getattr(config, "n_ctx", None)
+    return min(longest, room or longest)
 
 
 class Backend(ABC):
@@ -194,9 +195,14 @@ class Backend(ABC):
         """The prompts as padded tokens with their answers.
 
         Raises:
-            TaskError: an answer tokenises to nothing, or a prompt exceeds the context.
-            ModelError: the prompts are not text.
+            TaskError: an answer tokenises to nothing, or a prompt exceeds the context or holds a
+                token that the model does not have.
+            ModelError: the prompts are not text, or there is no tokenizer for them.
         """
+        if isinstance(prompts, TokenPrompts):
+            return encode_tokens(
+                prompts.rows, prompts.answers, n_ctx=self.n_ctx, d_vocab=self.d_vocab
+            )
         if not isinstance(prompts, Prompts):
             raise ModelError(
                 f"model {self.name!r} reads text, not {type(prompts).__name__}; expected prompts "
@@ -208,6 +214,7 @@ class Backend(ABC):
             prompts.continuations,
             prefix=prefix,
             n_ctx=self.n_ctx,
+            d_vocab=self.d_vocab,
         )
 
     def short_prompts(self) -> Batch:
@@ -215,7 +222,7 @@ class Backend(ABC):
         generator = torch.Generator().manual_seed(0)
         n = telling_length(self.config)
         tokens = torch.randint(self.d_vocab, (2, n), generator=generator).tolist()
-        return Batch.pad([tokens[0], tokens[1][: n - 2]], [[0], [0]]).to(self.device)
+        return Batch.pad([tokens[0], tokens[1][: max(1, n - 2)]], [[0], [0]]).to(self.device)
 
     def forward(
         self, inputs: Tensor, mask: Bool[Tensor, "batch pos"]

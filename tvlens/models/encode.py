@@ -24,6 +24,7 @@ def encode_text(
     *,
     prefix: Sequence[int],
     n_ctx: int,
+    d_vocab: int,
 ) -> Batch:
     """The batch of prompts and of the answers that should follow them.
 
@@ -33,16 +34,18 @@ def encode_text(
         continuations: right answers, with the space that precedes them.
         prefix: special tokens put before every prompt.
         n_ctx: longest sequence that the model takes.
+        d_vocab: number of tokens that the model has.
 
     Raises:
         ModelError: there is no tokenizer.
         TaskError: there are no prompts, an answer tokenises to nothing, a prompt's end does not
-            fall between two tokens, or a prompt with its answer is longer than the context.
+            fall between two tokens, a token is none of the model's, or a prompt with its answer is
+            longer than the context.
     """
     if tokenizer is None:
         raise ModelError(
             "the lens has no tokenizer, which prompts of text need; load the model with one "
-            "(tvlens.load(model, tokenizer=...))"
+            "(tvlens.load(model, tokenizer=...)), or give tokens (Prompts.of_tokens)"
         )
     if not texts:
         raise TaskError("no prompts to encode: expected at least one, got 0; ask for n >= 1")
@@ -68,7 +71,43 @@ def encode_text(
                 f"prompt ending in {text[-20:]!r} has {len(prefix) + len(full)} tokens with its "
                 f"answer, the model's context holds {n_ctx}; use fewer shots or shorter pairs"
             )
+        beyond = next((token for token in (*prefix, *full) if token >= d_vocab), None)
+        if beyond is not None:
+            raise TaskError(
+                f"prompt ending in {text[-20:]!r} holds the token {beyond} "
+                f"({tokenizer.convert_ids_to_tokens(beyond)!r}), the model has tokens up to "
+                f"{d_vocab - 1}; the tokenizer is larger than the model: give the one it was "
+                "trained with, or leave this prompt out"
+            )
         rows.append([*prefix, *prompt])
         answers.append(answer)
     pad_id = tokenizer.pad_token_id
-    return Batch.pad(rows, answers, pad_id=0 if pad_id is None else pad_id)
+    # Padding is hidden, but it must be a token of the model.
+    return Batch.pad(rows, answers, pad_id=pad_id if pad_id and pad_id < d_vocab else 0)
+
+
+def encode_tokens(
+    rows: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    *,
+    n_ctx: int,
+    d_vocab: int,
+) -> Batch:
+    """The batch of prompts that are tokens already.
+
+    Args:
+        rows: token ids of each prompt.
+        answers: token ids of each right answer.
+        n_ctx: longest sequence that the model takes.
+        d_vocab: number of tokens that the model has.
+
+    Raises:
+        TaskError: a token is none of the model's, or a prompt is longer than the context.
+    """
+    for i, row in enumerate(rows):
+        if max(row) >= d_vocab or len(row) > n_ctx:
+            raise TaskError(
+                f"row {i} has {len(row)} tokens up to {max(row)}; the model's context holds "
+                f"{n_ctx}, and its tokens are 0 to {d_vocab - 1}"
+            )
+    return Batch.pad(rows, answers)

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import overload
 
+from tvlens.errors import TaskError
 from tvlens.tasks.base import PromptKind, Split
 from tvlens.tasks.streams import digest
 
@@ -89,6 +90,59 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class TokenPrompts:
+    """Prompts that are tokens already, for models without a tokenizer or tasks without words.
+
+    Made by `Prompts.of_tokens`. The model reads them as they are: no special token is put before.
+
+    Attributes:
+        rows: token ids of each prompt.
+        answers: token ids of each right answer.
+        task: Name of the task.
+        split: Name of the split that was asked.
+        kind: The kind of every prompt.
+        shots: Demonstrations per prompt.
+        seed: The seed they were drawn with.
+    """
+
+    rows: tuple[tuple[int, ...], ...]
+    answers: tuple[tuple[int, ...], ...]
+    task: str = "tokens"
+    split: Split = "train"
+    kind: PromptKind = "clean"
+    shots: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.rows) != len(self.answers) or not self.rows:
+            raise TaskError(
+                f"task {self.task!r}: {len(self.rows)} rows of tokens and {len(self.answers)} "
+                "answers; expected one answer for each of at least one row"
+            )
+        for what, each in (("row", self.rows), ("answer", self.answers)):
+            for i, tokens in enumerate(each):
+                if not tokens or min(tokens) < 0:
+                    raise TaskError(
+                        f"task {self.task!r}: {what} {i} is {list(tokens)}; expected one token id "
+                        "or more, none of them negative"
+                    )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: slice | Sequence[int]) -> "TokenPrompts":
+        """The chosen prompts, in the order asked."""
+        chosen = range(len(self))[index] if isinstance(index, slice) else index
+        rows, answers = (tuple(each[i] for i in chosen) for each in (self.rows, self.answers))
+        return replace(self, rows=rows, answers=answers)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal, of kind, rows and answers."""
+        return digest([self.kind, self.rows, self.answers])
+
+
+@dataclass(frozen=True)
 class Prompts:
     """An ordered set of prompts and where it came from.
 
@@ -107,6 +161,40 @@ class Prompts:
     shots: int
     seed: int
     items: tuple[Prompt, ...]
+
+    @staticmethod
+    def of_tokens(
+        rows: Sequence[Sequence[int]],
+        answers: Sequence[int | Sequence[int]],
+        *,
+        task: str = "tokens",
+        split: Split = "train",
+        kind: PromptKind = "clean",
+        shots: int = 0,
+        seed: int = 0,
+    ) -> TokenPrompts:
+        """Prompts given as tokens, which need no tokenizer.
+
+        Example:
+            >>> Prompts.of_tokens([[7, 12, 113], [3, 9, 113]], [19, 12]).answers
+            ((19,), (12,))
+
+        Args:
+            rows: token ids of each prompt, asked at its end; of a tensor, its `tolist()`.
+            answers: token id, or ids, of each right answer.
+            task: name of the task.
+            split: what the prompts are for.
+            kind: whether they carry the task ("clean"), or hide it.
+            shots: demonstrations in each.
+            seed: the seed they were drawn with.
+
+        Raises:
+            TaskError: there are no rows, not as many answers, or a row or answer is empty.
+        """
+        several = [answer if isinstance(answer, Sequence) else [answer] for answer in answers]
+        return TokenPrompts(
+            tuple(map(tuple, rows)), tuple(map(tuple, several)), task, split, kind, shots, seed
+        )
 
     def __len__(self) -> int:
         return len(self.items)
