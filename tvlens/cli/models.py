@@ -19,9 +19,17 @@ from tvlens.errors import UnknownNameError
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
-def list_models() -> None:
+def list_models(
+    families: Annotated[
+        bool, typer.Option("--families", help="Families of models: what runs them, and why.")
+    ] = False,
+) -> None:
     """The models that tvlens knows: text models that it fetches, and whether they are here."""
     from tvlens.models.catalogue import known_models, list_bundled
+
+    if families:
+        _list_families()
+        return
 
     bundled = list_bundled()
     said_below = ("description", "folder")
@@ -32,6 +40,23 @@ def list_models() -> None:
     included = [name for name, origin in known_models().items() if origin == "included"]
     say(f"Included, for regression: {', '.join(included)} (tvlens regression models).")
     say("Any local folder or Hugging Face name of a causal language model works too.")
+
+
+def _list_families() -> None:
+    from tvlens.models.families import FAMILIES
+
+    titles = {
+        "replay": "By replay",
+        "whole passes": "By whole forward passes, exact and far slower",
+        "refused": "Refused",
+    }
+    for engine, title in titles.items():
+        say(f"{title}:")
+        for family in FAMILIES:
+            if family.engine == engine:
+                why = f" ({family.why})" if family.why else ""
+                say(f"  {', '.join(family.models)}{why}")
+    say("tvlens.load looks at the model that is given, and what it finds holds.")
 
 
 def list_tasks(data: DataOption = None, duplicates: DuplicatesOption = "error") -> None:

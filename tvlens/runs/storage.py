@@ -93,8 +93,8 @@ def load_tensors(path: Path | str) -> "tuple[dict[str, Tensor], dict[str, Any]]"
             metadata = {key: json.loads(text) for key, text in (file.metadata() or {}).items()}
     except (OSError, SafetensorError, ValueError) as error:
         raise RunError(
-            f"cannot read {path}: {error}; expected a whole safetensors file written by tvlens; "
-            "delete it and make it again"
+            f"cannot read {path}: {error}; expected a whole safetensors file that tvlens wrote; "
+            "name another one, or make this one again"
         ) from error
     return tensors, metadata
 
