@@ -97,7 +97,7 @@ def cache(tmp_path: Path) -> Path:
 def files_in(cache: Path) -> set[str]:
     """Every file below the cache except the empty lock."""
     found = {str(path.relative_to(cache)) for path in cache.rglob("*") if path.is_file()}
-    return found - {"models/.tiny.lock"}
+    return found - {"models/.tiny.lock", "models/.tiny.verified"}
 
 
 WHOLE = {"models/tiny/config.json", "models/tiny/model.safetensors", "models/tiny/tvlens.json"}
@@ -129,6 +129,11 @@ def truncate_weights(folder: Path) -> None:
     os.truncate(folder / "model.safetensors", 10)
 
 
+def flip_a_bit(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(WEIGHTS[:5] + bytes([WEIGHTS[5] ^ 1]) + WEIGHTS[6:])
+
+
 def remove_config(folder: Path) -> None:
     (folder / "config.json").unlink()
 
@@ -147,7 +152,8 @@ def age_marker(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [truncate_weights, remove_config, spoil_marker, replace_marker, age_marker]
+    "damage",
+    [truncate_weights, flip_a_bit, remove_config, spoil_marker, replace_marker, age_marker],
 )
 def test_damaged_model_is_built_again(steps, model, cache, damage):
     folder = prepare_model(model, cache, steps.fetch, steps.convert)
@@ -302,6 +308,32 @@ def test_interrupt_leaves_nothing(steps, model, cache):
         prepare_model(model, cache, steps.fetch, steps.convert)
     assert files_in(cache) == set()
     assert not (cache / "models" / ".tiny.partial").exists()
+
+
+def test_files_are_read_again_only_where_one_was_written(steps, model, cache, monkeypatch):
+    folder = prepare_model(model, cache, steps.fetch, steps.convert)
+    prepare_model(model, cache, steps.fetch, steps.convert)
+    read = []
+    original = bundled.file_sha256
+    monkeypatch.setattr(bundled, "file_sha256", lambda path: read.append(path) or original(path))
+    prepare_model(model, cache, steps.fetch, steps.convert)
+    assert read == []
+    os.utime(folder / "config.json")
+    prepare_model(model, cache, steps.fetch, steps.convert)
+    assert {path.name for path in read} == {"config.json", "model.safetensors"}
+    read.clear()
+    prepare_model(model, cache, steps.fetch, steps.convert)
+    assert (read, steps.converted) == ([], 1)
+
+
+def test_what_is_damaged_and_cannot_be_made_again_is_said_to_be(steps, model, cache, caplog):
+    folder = prepare_model(model, cache, steps.fetch, steps.convert)
+    flip_a_bit(folder)
+    steps.convert = fail_with(ValueError("no"))
+    with pytest.raises(DownloadError, match="is damaged: delete that folder") as refused:
+        prepare_model(model, cache, steps.fetch, steps.convert)
+    assert str(folder) in str(refused.value)
+    assert "is damaged; it is made again" in caplog.text
 
 
 def test_failed_rebuild_keeps_the_damaged_model_apart(steps, model, cache):

@@ -8,6 +8,7 @@ A bundled model is fetched once, verified, dequantised offline, kept in the user
 came in nor its GGUF file stays behind. The folder gets its name only when all of it is written.
 """
 
+import contextlib
 import importlib.metadata
 import json
 import logging
@@ -133,18 +134,20 @@ def model_folder(model: BundledModel, cache: Path) -> Path:
 def prepare_model(model: BundledModel, cache: Path, fetch: Fetch, convert: Convert) -> Path:
     """The model's folder below `cache`, built by `fetch` and `convert` unless whole and there.
 
+    One that was damaged since is built again.
+
     Raises:
         DownloadError: a step failed; nothing half-made is left.
     """
     folder = model_folder(model, cache)
     try:
-        if is_complete(folder, model):
+        if is_complete(folder, model) and is_undamaged(folder):
             return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{model.name}.lock")):
             # Another process may have built it while this one waited for the lock.
-            if not is_complete(folder, model):
-                _build(model, folder, fetch, convert)
+            if not (is_complete(folder, model) and is_undamaged(folder)):
+                _rebuild(model, folder, fetch, convert)
     except DownloadError:
         raise
     except OSError as error:
@@ -167,6 +170,50 @@ def is_complete(folder: Path, model: BundledModel) -> bool:
     except (FileNotFoundError, NotADirectoryError, ValueError, LookupError, TypeError):
         # No marker, or one that does not read as ours: the model counts as absent.
         return False
+
+
+def is_undamaged(folder: Path) -> bool:
+    """Whether every file of a complete folder has the SHA-256 that its marker names.
+
+    Files are read only where one was written since they were last found to be right.
+    """
+    try:
+        files = json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"]
+        written = {name: (folder / name).stat().st_mtime_ns for name in files}
+        if _verified(folder).is_file() and json.loads(_verified(folder).read_text()) == written:
+            return True
+        if any(file_sha256(folder / name) != file["sha256"] for name, file in files.items()):
+            return False
+    except (OSError, ValueError):
+        return False
+    _note_verified(folder, written)
+    return True
+
+
+def _verified(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.verified")
+
+
+def _note_verified(folder: Path, written: dict[str, int]) -> None:
+    # A cache that others may only read is read anew every time.
+    with contextlib.suppress(OSError):
+        _verified(folder).write_text(json.dumps(written))
+
+
+def _rebuild(model: BundledModel, folder: Path, fetch: Fetch, convert: Convert) -> None:
+    """As `_build`; what cannot be made again is said to be damaged."""
+    damaged = folder.exists()
+    if damaged:
+        logger.warning("%s in %s is damaged; it is made again", model.name, folder)
+    try:
+        _build(model, folder, fetch, convert)
+    except DownloadError as error:
+        if not damaged:
+            raise
+        raise DownloadError(
+            f"{error} What is kept in {folder} is damaged: delete that folder, or put there what "
+            "another machine has in its place."
+        ) from error
 
 
 def _build(model: BundledModel, folder: Path, fetch: Fetch, convert: Convert) -> None:

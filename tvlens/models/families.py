@@ -50,6 +50,9 @@ FAMILIES: tuple[Family, ...] = (
         "gpt2 scaled by inverse layer, mpt with clip_qkv", "whole passes", "not taken apart yet"
     ),
     _family(
+        "hunyuan_v1_dense", "whole passes", "not taken apart yet; refused under transformer-lens 3"
+    ),
+    _family(
         "lfm2, jamba, bamba, granitemoehybrid, qwen3_next, qwen3_5_text",
         "whole passes",
         "layers without attention",
@@ -60,7 +63,7 @@ FAMILIES: tuple[Family, ...] = (
         "whole passes",
         "multi-head latent attention",
     ),
-    _family("cohere, cohere2, hunyuan_v1_dense", "replay", "refused under transformer-lens 3"),
+    _family("cohere, cohere2", "replay", "refused under transformer-lens 3"),
     _family("mamba, nemotron_h, recurrent_gemma", "refused", "no attention heads to be hooked"),
     _family("gemma4_text, gemma4", "refused", "heads of several widths in one model"),
     _family("falcon-11b, falcon-rw, gpt2 unscaled", "refused", "the bridge gives other logits"),
