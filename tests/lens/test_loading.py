@@ -65,6 +65,21 @@ def test_a_device_that_is_there(device):
     assert tvlens.load(zoo.huggingface("llama"), device=device).backend.device.type == "cpu"
 
 
+@pytest.mark.parametrize("kind", zoo.KINDS)
+def test_nothing_of_a_model_is_kept_before_it_is_where_it_shall_be(kind, monkeypatch):
+    done = []
+    backend = type(zoo.backend("llama", kind))
+    wrapper = type(zoo.backend("llama", kind).model)
+    read, to = backend.w_o.func, wrapper.to
+    monkeypatch.setattr(backend.w_o, "func", lambda self: done.append("read") or read(self))
+    monkeypatch.setattr(
+        wrapper, "to", lambda self, *where, **say: done.append("moved") or to(self, *where, **say)
+    )
+    tvlens.load(zoo.huggingface("llama"), device="cpu", backend=kind)
+    assert done.count("read") == 1
+    assert done.index("read") > max(i for i, what in enumerate(done) if what == "moved")
+
+
 def test_a_tokenizer_in_a_folder(folder, tmp_path_factory):
     other = tmp_path_factory.mktemp("tokenizer")
     zoo.tokenizer().save_pretrained(other)

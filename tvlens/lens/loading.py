@@ -18,7 +18,7 @@ from tvlens.models.bridge import BridgeBackend, bridge_from_huggingface
 from tvlens.models.catalogue import is_regression, read_regression
 from tvlens.models.encode import special_prefix
 from tvlens.models.hooked import HookedBackend, hooked_from_huggingface
-from tvlens.models.reference import read_reference, require_same
+from tvlens.models.reference import Reference, read_reference, require_same
 from tvlens.models.regression.points import BridgePoints, HookedPoints
 from tvlens.models.regression.transformer import RegressionTransformer
 from tvlens.models.source import (
@@ -96,6 +96,7 @@ def load(
     elif isinstance(model, RegressionTransformer):
         readout = SquaredError()
     wrapped = own_model = _already_wrapped(model, name, tokenizer)
+    reference: Reference | None = None
     if isinstance(model, RegressionTransformer):
         made = HookedPoints if backend == "hooked" else BridgePoints
         wrapped = made(model.to(place, kind).eval(), name or type(model).__name__)
@@ -116,12 +117,13 @@ def load(
             else:
                 inner = bridge_from_huggingface(hf_model, hf_tokenizer, own)
                 wrapped = BridgeBackend(inner, label)
-        _require_heads(wrapped)
-        with _explained(label, "its wrapped form runs"):
-            require_same(wrapped, reference)
+    # Before anything of the model is read and kept.
     if place is not None:
         wrapped.model.to(place, print_details=False)
     _require_heads(wrapped)
+    if reference is not None:
+        with _explained(wrapped.name, "its wrapped form runs"):
+            require_same(wrapped, reference)
     prefix = _prefix(wrapped, own=own_model is not None, given=tokenizer is not None)
     with _explained(wrapped.name, "its heads are looked at"):
         lens = Lens(wrapped, choose_engine(wrapped), readout, prefix)
