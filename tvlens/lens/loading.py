@@ -114,6 +114,7 @@ def load(
             if backend == "hooked":
                 inner = hooked_from_huggingface(hf_model, hf_tokenizer, own)
                 wrapped = HookedBackend(inner, label)
+                place = place or hf_model.device
             else:
                 inner = bridge_from_huggingface(hf_model, hf_tokenizer, own)
                 wrapped = BridgeBackend(inner, label)
