@@ -27,7 +27,8 @@ from tvlens.errors import RunError, TvlensError
 from tvlens.runs.run import Run
 from tvlens.runs.storage import file_sha256
 from tvlens.runs.tables import write_tables
-from tvlens.scores.agreement import concentration, layer_profile, overlap_at_k, spearman
+from tvlens.scores.agreement import overlap_at_k, spearman
+from tvlens.scores.ranking import concentration, layer_profile
 from tvlens.scores.score import Scores
 from tvlens.vectors.catalogue import METHODS, variants
 

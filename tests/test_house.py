@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "vectors": ["scores", "lens", "tasks", "runs"],
     "evaluation": ["vectors", "lens", "tasks", "stats"],
     "figures": [
-        "scores.agreement",
+        "scores.ranking",
         "scores.catalogue",
         "vectors.catalogue",
         "tasks.regression.oracles",

@@ -18,7 +18,8 @@ from tvlens.lens.heads import contributions
 from tvlens.lens.lens import Lens
 from tvlens.lens.readout import FirstToken
 from tvlens.runs.run import Run
-from tvlens.scores.agreement import compare_head_sets, layer_profile
+from tvlens.scores.agreement import compare_head_sets
+from tvlens.scores.ranking import layer_profile
 from tvlens.scores.score import Scores
 from tvlens.studies.study import study_all
 from tvlens.studies.text import TextSettings, text_plans

@@ -9,22 +9,24 @@ import torch
 from scipy import stats
 
 from tvlens.errors import NumericalError, ShapeError, TvlensError
-from tvlens.scores import agreement as headsets
+from tvlens.scores import agreement, ranking
 from tvlens.scores.agreement import (
-    HasHeadScores,
     compare_head_sets,
-    concentration,
     kendall,
-    layer_profile,
     layer_profile_distance,
     overlap_at_k,
     overlap_curve,
     rank_biased_overlap,
     rank_biased_overlap_chance,
-    rank_heads,
     spearman,
     split_half,
     stability,
+)
+from tvlens.scores.ranking import (
+    HasHeadScores,
+    concentration,
+    layer_profile,
+    rank_heads,
     top_heads,
 )
 
@@ -50,9 +52,10 @@ class Scored:
 
 
 def test_docstring_examples_hold():
-    results = doctest.testmod(headsets)
-    assert results.attempted >= 3
-    assert results.failed == 0
+    for module in (agreement, ranking):
+        results = doctest.testmod(module)
+        assert results.attempted >= 1
+        assert results.failed == 0
 
 
 # Rankings

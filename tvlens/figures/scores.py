@@ -34,8 +34,8 @@ from tvlens.figures.style import (
     require_columns,
     whole_numbers,
 )
-from tvlens.scores.agreement import top_heads
 from tvlens.scores.catalogue import RANKED
+from tvlens.scores.ranking import top_heads
 
 # The underscores leave comparing sizes to `head_maps`, whose message names both shapes.
 ScoreMap = Float[np.ndarray, "_layer _head"] | Float[Tensor, "_layer _head"]

@@ -1,12 +1,10 @@
 """How far two ways of scoring heads agree: on the best heads, on all of them, and against chance.
 
-A head is a pair (layer, head), a score map a `[layer, head]` tensor, NaN in the whole of layers
-that have no heads, which count for nothing. Scores are signed: the higher, the more the head writes
-for the task, so a head that writes against it ranks last, not first.
-Rank measures read only the order of the scores; layer profiles and concentration read the sizes of
-the positive ones. Tied scores have no order: the measures of agreement average over every way of
-breaking the ties, so a map that says nothing (all scores equal) agrees with any other exactly as
-much as chance, and heads that two sparse maps both leave at zero feign no agreement.
+Score maps are those of `tvlens.scores.ranking`. Rank measures read only the order of the scores;
+layer profiles and concentration read the sizes of the positive ones. Tied scores have no order: the
+measures of agreement average over every way of breaking the ties, so a map that says nothing (all
+scores equal) agrees with any other exactly as much as chance, and heads that two sparse maps both
+leave at zero feign no agreement.
 
 A function that takes one map takes a tensor or anything with a `.scores` property holding one.
 """
@@ -14,7 +12,7 @@ A function that takes one map takes a tensor or anything with a `.scores` proper
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,22 +22,16 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from tvlens.errors import NumericalError, ShapeError, TvlensError
-
-Head = tuple[int, int]
-# The underscores leave comparing sizes to `_pair`, whose message names both shapes.
-Scores = Float[Tensor, "_layer _head"]
-
-
-@runtime_checkable
-class HasHeadScores(Protocol):
-    """Anything that scores heads, such as a mediation result or a learnable task vector."""
-
-    @property
-    def scores(self) -> Scores: ...
-
-
-HeadScores = Scores | HasHeadScores
+from tvlens.errors import ShapeError, TvlensError
+from tvlens.scores.ranking import (
+    HeadScores,
+    check_ks,
+    concentration,
+    grid_of,
+    heads_of,
+    layer_profile,
+    tidy,
+)
 
 
 @dataclass(frozen=True)
@@ -68,30 +60,6 @@ class Correlation(NamedTuple):
     p_value: float
 
 
-def rank_heads(scores: HeadScores) -> list[Head]:
-    """All heads from the highest signed score to the lowest; ties in order of (layer, head).
-
-    Example:
-        >>> rank_heads(torch.tensor([[0.1, -0.9], [0.5, 0.1]]))
-        [(1, 0), (0, 0), (1, 1), (0, 1)]
-    """
-    grid = _grid(scores)
-    # NaN comes last: layers without heads.
-    order = np.argsort(-grid, axis=None, kind="stable")[: _heads(grid).size]
-    return [divmod(index, grid.shape[1]) for index in order.tolist()]
-
-
-def top_heads(scores: HeadScores, k: int) -> list[Head]:
-    """The k heads of highest signed score, best first; ties in order of (layer, head).
-
-    Raises:
-        ShapeError: k is below 1 or above the number of heads.
-        NumericalError: A score is not finite.
-    """
-    _check_ks([k], _grid(scores))
-    return rank_heads(scores)[:k]
-
-
 def overlap_at_k(a: HeadScores, b: HeadScores, k: int) -> Overlap:
     """Agreement of the two top-k sets beside its chance level.
 
@@ -101,7 +69,7 @@ def overlap_at_k(a: HeadScores, b: HeadScores, k: int) -> Overlap:
         Overlap(k=2, shared=1.0, overlap=0.5, jaccard=0.33..., chance_overlap=0.5, ...)
     """
     row = overlap_curve(a, b, [k]).to_dict("records")[0]
-    n_heads = _heads(_grid(a)).size
+    n_heads = heads_of(grid_of(a)).size
     support = np.arange(k + 1)
     jaccard = stats.hypergeom.pmf(support, n_heads, k, k) @ (support / (2 * k - support))
     return Overlap(
@@ -125,7 +93,7 @@ def overlap_curve(a: HeadScores, b: HeadScores, ks: Sequence[int] | None = None)
     first, second = _pair(a, b)
     n_heads = first.size
     k = np.arange(1, n_heads + 1) if ks is None else np.array(ks, dtype=np.int64)
-    _check_ks(k.tolist(), _grid(a))
+    check_ks(k.tolist(), grid_of(a))
     shared = _shared(first, second, k)
     # Where ties make `shared` a fraction, no fewer heads than its ceiling are "at least" as many.
     at_least = np.ceil(shared - 1e-9)
@@ -180,44 +148,12 @@ def kendall(a: HeadScores, b: HeadScores) -> Correlation:
     return _correlation(stats.kendalltau, a, b)
 
 
-def layer_profile(scores: HeadScores) -> Float[Tensor, " layer"]:
-    """Share of the positive score mass in each layer; NaN in layers without heads.
-
-    Zeros where no head scores above zero.
-    """
-    mass = _grid(scores).clip(min=0).sum(axis=1)
-    total = np.nansum(mass)
-    return torch.from_numpy(mass / total if total > 0 else mass).to(torch.float32)
-
-
 def layer_profile_distance(a: HeadScores, b: HeadScores) -> float:
     """Total variation, 0 to 1, of the two layer profiles; NaN where a map has no positive score."""
     _pair(a, b)
     first, second = layer_profile(a).nan_to_num(), layer_profile(b).nan_to_num()
     moved = 0.5 * float((first - second).abs().sum())
     return moved if first.any() and second.any() else float("nan")
-
-
-def concentration(scores: HeadScores, ks: Sequence[int] = (1, 5, 10)) -> pd.DataFrame:
-    """How few heads hold the positive score mass, as columns `measure, k, value`.
-
-    With x the positive part of the scores over all N heads, one row each of
-    `gini`, 0 where all heads are equal and 1 - 1/N where one head holds everything;
-    `effective_heads`, the participation ratio (Σx)² / Σx², from 1 to N;
-    `top_share` for every k in `ks`, the share that the k best heads hold.
-    All NaN where no head scores above zero.
-    """
-    grid = _grid(scores)
-    _check_ks(ks, grid)
-    mass = np.sort(_heads(grid).clip(min=0))
-    # Scaled by its maximum so that squares of tiny effects do not underflow.
-    mass = mass / mass[-1] if mass[-1] > 0 else np.full_like(mass, np.nan)
-    n_heads, total = mass.size, mass.sum()
-    gini = (2 * np.arange(1, n_heads + 1) - n_heads - 1) @ mass / (n_heads * total)
-    rows: list[tuple[Any, ...]] = [("gini", None, gini)]
-    rows.append(("effective_heads", None, total**2 / (mass @ mass)))
-    rows += [("top_share", k, mass[-k:].sum() / total) for k in ks]
-    return _tidy(rows, "measure k value")
 
 
 def stability(
@@ -284,7 +220,7 @@ def compare_head_sets(
     if names[0] == names[1]:
         raise TvlensError(f"both maps are named '{names[0]}': give two different names")
     sets = [overlap_at_k(a, b, k) for k in ks]
-    chance = rank_biased_overlap_chance(_heads(_grid(a)).size, p)
+    chance = rank_biased_overlap_chance(heads_of(grid_of(a)).size, p)
     rho, tau = spearman(a, b), kendall(a, b)
     rows = [
         *(("overlap", s.k, s.overlap, s.chance_overlap, s.p_value) for s in sets),
@@ -297,32 +233,11 @@ def compare_head_sets(
     for scores, name in zip((a, b), names, strict=True):
         for measure, k, value in concentration(scores, ks).itertuples(index=False):
             rows.append((f"{measure}_{name}", k, value, np.nan, np.nan))
-    return _tidy(rows, "measure k value chance p_value")
-
-
-def _grid(scores: HeadScores) -> NDArray[np.float64]:
-    """The checked scores as a float64 `[layer, head]` array, NaN in layers without heads."""
-    tensor = scores if isinstance(scores, Tensor) else scores.scores
-    if tensor.ndim != 2 or tensor.numel() == 0:
-        raise ShapeError(
-            f"scores have shape {list(tensor.shape)}: one number per head is needed, [layer, head]"
-        )
-    grid: NDArray[np.float64] = tensor.detach().to("cpu", torch.float64).numpy()
-    absent = np.isnan(grid).all(axis=1, keepdims=True)
-    broken = np.argwhere(~(np.isfinite(grid) | absent))
-    if absent.all():
-        broken = np.argwhere(absent)
-    if len(broken):
-        layer, head = broken[0]
-        raise NumericalError(
-            f"{len(broken)} of {grid.size} head scores are not finite (first: {grid[layer, head]} "
-            f"at layer {layer}, head {head}): heads can only be ranked by finite scores"
-        )
-    return grid
+    return tidy(rows, "measure k value chance p_value")
 
 
 def _pair(a: HeadScores, b: HeadScores) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    first, second = _grid(a), _grid(b)
+    first, second = grid_of(a), grid_of(b)
     if first.shape != second.shape:
         raise ShapeError(
             f"head maps of shape {list(first.shape)} and {list(second.shape)} ([layer, head]) "
@@ -334,23 +249,7 @@ def _pair(a: HeadScores, b: HeadScores) -> tuple[NDArray[np.float64], NDArray[np
             f"head maps without heads in layers {without[0]} and {without[1]} cannot be compared: "
             "score the heads of one model"
         )
-    return _heads(first), _heads(second)
-
-
-def _heads(grid: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The scores of all heads, one after another."""
-    return grid[~np.isnan(grid)]
-
-
-def _check_ks(ks: Sequence[int], grid: NDArray[np.float64]) -> None:
-    n_heads = _heads(grid).size
-    n_layer = n_heads // grid.shape[1]
-    for k in ks:
-        if not 1 <= k <= n_heads:
-            raise ShapeError(
-                f"top {k} heads asked for, but there are {n_heads} heads ({n_layer} layers of "
-                f"{grid.shape[1]}): choose k from 1 to {n_heads}"
-            )
+    return heads_of(first), heads_of(second)
 
 
 def _depth_weights(n_heads: int, p: float) -> NDArray[np.float64]:
@@ -396,9 +295,9 @@ def _agreement(
 ) -> pd.DataFrame:
     """Mean and quantiles over pairs of maps, beside chance, of the measures of whole rankings."""
     ks = [k] if isinstance(k, int) else list(k)
-    grid = _grid(pairs[0][0])
-    _check_ks(ks, grid)
-    n_heads = _heads(grid).size
+    grid = grid_of(pairs[0][0])
+    check_ks(ks, grid)
+    n_heads = heads_of(grid).size
     depths = np.arange(1, n_heads + 1)
     shared = [_shared(*_pair(*pair), depths) for pair in pairs]
     chance = rank_biased_overlap_chance(n_heads, p)
@@ -411,8 +310,4 @@ def _agreement(
         (measure, size, np.mean(sample), *np.quantile(sample, tails), expected, len(sample))
         for measure, size, expected, sample in measures
     ]
-    return _tidy(rows, "measure k value low high chance n")
-
-
-def _tidy(rows: Sequence[tuple[Any, ...]], columns: str) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=columns.split()).astype({"k": "Int64"})
+    return tidy(rows, "measure k value low high chance n")

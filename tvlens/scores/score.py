@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tvlens.errors import ShapeError, UnknownNameError
 from tvlens.runs.storage import Kept
-from tvlens.scores.agreement import Head, top_heads
+from tvlens.scores.ranking import Head, top_heads
 from tvlens.stats import bootstrap_mean_axis
 
 HEAD_KEYS = ["task", "layer", "head"]

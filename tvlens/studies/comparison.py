@@ -9,12 +9,12 @@ from tvlens import figures
 from tvlens.runs.run import Run
 from tvlens.scores.agreement import (
     compare_head_sets,
-    layer_profile,
     overlap_curve,
     split_half,
     stability,
 )
 from tvlens.scores.catalogue import RANKED
+from tvlens.scores.ranking import layer_profile
 from tvlens.scores.score import Scores
 from tvlens.vectors.ltv.ltv import LearnableTaskVector
 from tvlens.vectors.materials import fitting_ks

@@ -15,8 +15,8 @@ from tvlens.console import progress_bar
 from tvlens.errors import ShapeError
 from tvlens.lens.heads import HeadMeans
 from tvlens.lens.lens import Lens
-from tvlens.scores.agreement import Head
 from tvlens.scores.mediation import IndirectEffects
+from tvlens.scores.ranking import Head
 from tvlens.tasks.base import KINDS, PromptKind, PromptSet
 from tvlens.vectors.materials import ByKind, Materials, fitting_ks, for_every_kind
 from tvlens.vectors.vector import HeadMixture, TaskVector, Vector, edits_of

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tvlens.errors import NumericalError, ShapeError, UnknownNameError
 from tvlens.lens.edits import Edit
 from tvlens.lens.lens import Lens
-from tvlens.scores.agreement import top_heads
+from tvlens.scores.ranking import top_heads
 from tvlens.scores.score import Scores
 from tvlens.tasks.base import PromptSet
 from tvlens.vectors.ltv.settings import Granularity, Start
