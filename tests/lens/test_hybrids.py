@@ -19,7 +19,7 @@ from tvlens.lens.lens import Lens
 from tvlens.lens.readout import FirstToken
 from tvlens.runs.run import Run
 from tvlens.scores.agreement import compare_head_sets
-from tvlens.scores.ranking import layer_profile
+from tvlens.scores.ranking import layer_profile, rank_heads
 from tvlens.scores.score import Scores
 from tvlens.studies.study import study_all
 from tvlens.studies.text import TextSettings, text_plans
@@ -138,7 +138,8 @@ def test_layers_without_heads_are_in_no_table_and_no_comparison(found):
     table = effects.to_frame()
     assert list(zip(table["layer"], table["head"], strict=True)) == [(1, n) for n in range(4)]
     assert table[["aie_low", "aie_high"]].notna().all(axis=None)
-    assert effects.top(4) == [(1, n) for _, n in effects.top(4)]
+    assert [layer for layer, _ in rank_heads(effects)] == [1] * 4
+    assert effects.top(4) == rank_heads(effects)
     with pytest.raises(ShapeError, match=r"top 5 heads .* 4 heads \(1 layers of 4\)"):
         effects.top(5)
     again = Scores.from_frame(table, "aie", layers=[1])["kind-of-word"]
@@ -165,6 +166,9 @@ def test_vectors_of_a_hybrid_weigh_the_heads_that_are_there(found, tmp_path):
     for draws in (random_controls(ltv), permuted_controls(ltv)):
         assert all(not draw.vectors[[0, 2]].any() for draw in draws)
         assert all(draw.vectors[1].any() for draw in draws)
+    for draw in random_controls(ltv):
+        weights = torch.linalg.lstsq(ltv.outputs[1].T, draw.vectors[1][:, None]).solution
+        assert float(weights.norm()) == pytest.approx(float(ltv.weights.detach().norm()), rel=1e-3)
     ltv.save(tmp_path / "ltv.safetensors")
     again = LearnableTaskVector.load(tmp_path / "ltv.safetensors")
     assert again.layers == (1,)

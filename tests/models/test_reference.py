@@ -153,3 +153,19 @@ def test_prompts_on_both_sides_of_a_switch_of_rotary_angles_are_refused():
     words = "'mine' turns queries and keys by other angles in prompts of more than 16 tokens, and "
     with pytest.raises(ModelError, match=words + "these are of 10 to 20"):
         backend.forward(both.inputs, both.mask)
+
+
+def test_logits_that_are_no_numbers_beside_a_longer_prompt_are_refused(monkeypatch):
+    backend = zoo.new_backend("llama", "bridge")
+    reference = read_reference(zoo.huggingface("llama"))
+    require_same(backend, reference)
+    forward = BridgeBackend.forward
+
+    def spoilt(self: BridgeBackend, inputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        logits = forward(self, inputs, mask).clone()
+        logits[1:] = torch.nan
+        return logits
+
+    monkeypatch.setattr(BridgeBackend, "forward", spoilt)
+    with pytest.raises(ModelError, match="differ by nan standard deviations beside a longer"):
+        require_same(backend, reference)

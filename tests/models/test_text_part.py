@@ -46,8 +46,9 @@ MODELS: dict[str, dict[str, Any]] = {
         "vision_config": EYES | {"model_type": "pixtral", "head_dim": 8},
         "image_token_index": 5,
     },
+    # As its checkpoints have it.
     "Qwen2VL": {
-        "text_config": SIZES | {"rope_parameters": BY_SECTION},
+        "text_config": SIZES | {"rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}},
         "vision_config": {"embed_dim": 16, "depth": 1, "num_heads": 2, "hidden_size": 32},
     },
     "Qwen2_5_VL": {

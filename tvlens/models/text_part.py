@@ -63,7 +63,5 @@ def _without_sections(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration without what shares dimensions out between time, height and width."""
     rope = config.get("rope_parameters") or {}
     kept = {key: value for key, value in rope.items() if not key.startswith("mrope_")}
-    if kept.get("rope_type") == "mrope":
-        kept["rope_type"] = "default"
     found = {key: value for key, value in config.items() if key != "model_type"}
     return found | {"rope_parameters": kept}
