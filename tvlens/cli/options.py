@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tvlens.vectors.ltv.settings import FitSettings
 
 BackendKind = Literal["bridge", "hooked"]
+CHAT = "chat"
+"""Name of the layout that a model's own tokenizer has for chats."""
 
 
 def complete_models(incomplete: str) -> list[str]:
@@ -42,6 +44,11 @@ def complete_classes(incomplete: str) -> list[str]:
     from tvlens.models.catalogue import list_shipped
 
     return _continued(incomplete, [name.removesuffix("-small") for name in list_shipped()])
+
+
+def complete_templates(incomplete: str) -> list[str]:
+    """The layouts whose name begins so."""
+    return [name for name in (*text_tasks.TEMPLATES, CHAT) if name.startswith(incomplete)]
 
 
 def complete_tasks(ctx: Any, incomplete: str) -> list[str]:
@@ -102,6 +109,15 @@ RevisionOption = Annotated[
     str | None,
     typer.Option("--revision", help="Branch, tag or commit of a Hugging Face model."),
 ]
+TemplateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--template",
+        help="Text layout: question-answer (if none), input-output, arrow, chat for the model's "
+        "own, or a JSON file of one.",
+        autocompletion=complete_templates,
+    ),
+]
 ShotsOption = Annotated[
     int, typer.Option("--shots", min=1, help="Examples in a prompt; LTVs may train on fewer.")
 ]
@@ -116,16 +132,20 @@ StepsOption = Annotated[
 ]
 
 
-def read_tasks(names: str, data: Path | None, duplicates: Duplicates) -> dict[str, Task]:
+def read_tasks(
+    names: str, data: Path | None, duplicates: Duplicates, template: str | None = None
+) -> dict[str, Task]:
     """The tasks by the names they were asked for by, whatever their files call them.
 
     Args:
         names: names separated by commas.
         data: folder of NAME.json files, looked in before the shipped tasks.
         duplicates: what to do where one input has different outputs.
+        template: their layout, by name or file; that of chats is told by the model (`lay_out`).
 
     Raises:
-        UnknownNameError: neither the folder nor the shipped tasks have such a name.
+        UnknownNameError: neither the folder nor the shipped tasks have such a name, or there is no
+            such layout.
         TaskError: there is no such folder, or a file cannot be used.
     """
     wanted = [name.strip() for name in names.split(",") if name.strip()]
@@ -148,7 +168,22 @@ def read_tasks(names: str, data: Path | None, duplicates: Duplicates) -> dict[st
             )
         else:
             found[name] = text_tasks.load(name)
-    return found
+    if template in (None, CHAT):
+        return found
+    layout = text_tasks.read_template(template)
+    return {name: task.with_template(layout) for name, task in found.items()}
+
+
+def lay_out(chosen: dict[str, Task], template: str | None, lens: "Lens") -> dict[str, Task]:
+    """The tasks as they are asked: in the layout of the model's own chats where that is meant.
+
+    Raises:
+        TaskError: the model has none.
+    """
+    if template != CHAT:
+        return chosen
+    layout = text_tasks.chat_template(lens.backend.tokenizer)
+    return {name: task.with_template(layout) for name, task in chosen.items()}
 
 
 def named_files(texts: Sequence[str]) -> dict[str, Path]:

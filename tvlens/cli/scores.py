@@ -16,6 +16,8 @@ from tvlens.cli.options import (
     SeedOption,
     ShotsOption,
     TasksOption,
+    TemplateOption,
+    lay_out,
     load_lens,
     open_run,
     read_scores,
@@ -32,6 +34,7 @@ def mediate(
     model: ModelOption = "smollm2-135m",
     data: DataOption = None,
     duplicates: DuplicatesOption = "error",
+    template: TemplateOption = None,
     backend: BackendOption = "bridge",
     dtype: DtypeOption = None,
     device: DeviceOption = None,
@@ -40,7 +43,7 @@ def mediate(
     seed: SeedOption = 0,
 ) -> None:
     """Average indirect effect of every head; writes OUT/heads.csv."""
-    chosen = read_tasks(tasks, data, duplicates)
+    chosen = read_tasks(tasks, data, duplicates, template)
 
     import pandas as pd
 
@@ -49,6 +52,7 @@ def mediate(
 
     settings = TextSettings(seed=seed, shots=shots)
     lens = load_lens(model, backend, dtype, device, revision)
+    chosen = lay_out(chosen, template, lens)
     with open_run(out, "mediate", lens, chosen, settings) as run:
         frames = []
         for plan in text_plans(lens, chosen, settings).values():

@@ -21,8 +21,10 @@ from tvlens.cli.options import (
     ShotsOption,
     StepsOption,
     TasksOption,
+    TemplateOption,
     complete_classes,
     fit_settings,
+    lay_out,
     load_lens,
     open_run,
     read_tasks,
@@ -44,6 +46,7 @@ def study_text(
     model: ModelOption = "smollm2-135m",
     data: DataOption = None,
     duplicates: DuplicatesOption = "error",
+    template: TemplateOption = None,
     backend: BackendOption = "bridge",
     dtype: DtypeOption = None,
     device: DeviceOption = None,
@@ -75,7 +78,7 @@ def study_text(
     Writes OUT/results.csv (methods on test prompts), OUT/heads.csv (AIE and LTV weight of every
     head), OUT/headsets.csv (their agreement), OUT/vectors, OUT/figures and OUT/manifest.json.
     """
-    chosen = read_tasks(tasks, data, duplicates)
+    chosen = read_tasks(tasks, data, duplicates, template)
 
     from tvlens.studies.study import study_all
     from tvlens.studies.text import TextSettings, text_plans
@@ -90,6 +93,7 @@ def study_text(
         control_draws=control_draws,
     )
     lens = load_lens(model, backend, dtype, device, revision)
+    chosen = lay_out(chosen, template, lens)
     with open_run(out, "study text", lens, chosen, settings) as run:
         found = study_all(text_plans(lens, chosen, settings), run, say=say)
     for name, result in found.items():

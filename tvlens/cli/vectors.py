@@ -18,7 +18,9 @@ from tvlens.cli.options import (
     ShotsOption,
     StepsOption,
     TasksOption,
+    TemplateOption,
     fit_settings,
+    lay_out,
     load_lens,
     named_files,
     open_run,
@@ -37,6 +39,7 @@ def fit(
     model: ModelOption = "smollm2-135m",
     data: DataOption = None,
     duplicates: DuplicatesOption = "error",
+    template: TemplateOption = None,
     backend: BackendOption = "bridge",
     dtype: DtypeOption = None,
     device: DeviceOption = None,
@@ -47,7 +50,7 @@ def fit(
     steps: StepsOption = None,
 ) -> None:
     """Train Learnable Task Vectors; writes OUT/vectors/TASK-ltv.safetensors and OUT/heads.csv."""
-    chosen = read_tasks(tasks, data, duplicates)
+    chosen = read_tasks(tasks, data, duplicates, template)
 
     import pandas as pd
 
@@ -58,6 +61,7 @@ def fit(
     ltv_settings = fit_settings(preset, steps, shots)
     settings = TextSettings(seed=seed, shots=shots, ltv=ltv_settings)
     lens = load_lens(model, backend, dtype, device, revision)
+    chosen = lay_out(chosen, template, lens)
     with open_run(out, "fit", lens, chosen, settings) as run:
         frames, histories = [], []
         for plan in text_plans(lens, chosen, settings).values():
@@ -84,6 +88,7 @@ def evaluate(
     model: ModelOption = "smollm2-135m",
     data: DataOption = None,
     duplicates: DuplicatesOption = "error",
+    template: TemplateOption = None,
     backend: BackendOption = "bridge",
     dtype: DtypeOption = None,
     device: DeviceOption = None,
@@ -92,7 +97,7 @@ def evaluate(
     seed: SeedOption = 0,
 ) -> None:
     """Saved vectors against test prompts; writes OUT/results.csv."""
-    chosen = read_tasks(tasks, data, duplicates)
+    chosen = read_tasks(tasks, data, duplicates, template)
     files = named_files(vector)
 
     import pandas as pd
@@ -104,6 +109,7 @@ def evaluate(
     methods = {name: load_vector(file) for name, file in files.items()}
     settings = TextSettings(seed=seed, shots=shots)
     lens = load_lens(model, backend, dtype, device, revision)
+    chosen = lay_out(chosen, template, lens)
     with open_run(out, "evaluate", lens, chosen, settings, vectors=files) as run:
         frames = []
         for task in chosen.values():

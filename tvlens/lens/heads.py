@@ -14,6 +14,7 @@ from tvlens.lens.engine import Reading
 from tvlens.lens.lens import Lens
 from tvlens.runs.storage import Kept
 from tvlens.tasks.base import HasDonors, PromptSet
+from tvlens.tasks.text.prompts import Prompts, Template
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class HeadMeans(Kept):
         offered: number of prompts that were offered.
         model: name of the model.
         layers: layers that have heads, where some have none; the means of others are zero.
+        prompts: digest of the prompts that were offered, where they have one.
+        layout: digest of their template, for text.
     """
 
     z: Float[Tensor, "layer head d_head"]
@@ -37,6 +40,21 @@ class HeadMeans(Kept):
     offered: int
     model: str
     layers: tuple[int, ...] | None = None
+    prompts: str = ""
+    layout: str = ""
+
+    def require_layout(self, template: Template) -> None:
+        """Refuse a layout other than that of the prompts that were offered.
+
+        Raises:
+            TaskError: it is another one.
+        """
+        if self.layout not in ("", template.digest):
+            raise TaskError(
+                f"head means of {self.model!r} were taken over prompts of another layout than "
+                f"{template}; give the layout to the task (task.with_template(...)) before any "
+                "prompts are made, so that all are of one"
+            )
 
     @property
     def has_heads(self) -> tuple[int, ...]:
@@ -56,7 +74,7 @@ class HeadMeans(Kept):
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Means and contributions; which prompts entered, how many were offered, and the model."""
         facts = {"kept": list(self.kept), "offered": self.offered, "model": self.model}
-        facts["layers"] = self.layers
+        facts |= {"layers": self.layers, "prompts": self.prompts, "layout": self.layout}
         return {"z": self.z, "outputs": self.outputs}, facts
 
     @classmethod
@@ -69,6 +87,8 @@ class HeadMeans(Kept):
             facts["offered"],
             facts["model"],
             None if facts.get("layers") is None else tuple(facts["layers"]),
+            facts.get("prompts", ""),
+            facts.get("layout", ""),
         )
 
     def require_fit(self, lens: Lens) -> None:
@@ -220,4 +240,6 @@ def mean_head_outputs(
         len(prompts),
         lens.name,
         lens.backend.attention_layers,
+        getattr(prompts, "digest", ""),
+        prompts.template.digest if isinstance(prompts, Prompts) else "",
     )

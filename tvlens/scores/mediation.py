@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tvlens.errors import NumericalError
+from tvlens.errors import NumericalError, TaskError
 from tvlens.lens.edits import ReplaceHeads
 from tvlens.lens.heads import HeadMeans, donor_outputs
 from tvlens.lens.lens import Lens
@@ -49,13 +49,24 @@ def mediation_prompts(
 ) -> Prompts:
     """Label-shuffled prompts whose queries the model answers when the prompt is clean.
 
+    They are laid out as the clean ones.
+
     Args:
         task: where demonstrations are drawn from.
         clean: the prompts that `means` was offered.
         means: mean head outputs; its `kept` says which prompts were answered.
         n: number of prompts; Todd et al. (2024) use 25.
         seed: seed of the draws.
+
+    Raises:
+        TaskError: the means were offered other prompts than `clean`, or `clean` has several
+            layouts.
     """
+    if means.prompts not in ("", clean.digest):
+        raise TaskError(
+            f"the means were offered {means.offered} other prompts than these {len(clean)} of task "
+            f"{clean.task!r}; give the prompts that mean_head_outputs was given"
+        )
     queries = list(dict.fromkeys(clean[i].query for i in means.kept))
     return task.prompts(
         clean.split,
@@ -63,6 +74,7 @@ def mediation_prompts(
         n=n,
         seed=seed,
         kind="shuffled",
+        template=clean.template,
         queries=queries,
     )
 

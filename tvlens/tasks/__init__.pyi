@@ -8,6 +8,9 @@ from .text.files import load as load
 from .text.files import load_file as load_file
 from .text.files import load_folder as load_folder
 from .text.files import names as names
+from .text.layouts import TEMPLATES as TEMPLATES
+from .text.layouts import chat_template as chat_template
+from .text.layouts import read_template as read_template
 from .text.prompts import Pair as Pair
 from .text.prompts import Prompt as Prompt
 from .text.prompts import Prompts as Prompts

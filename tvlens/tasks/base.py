@@ -42,6 +42,16 @@ class HasPlaces(Protocol):
 
 
 @runtime_checkable
+class HasTemplate(Protocol):
+    """A task whose prompts are laid out as text."""
+
+    @property
+    def template(self) -> Any:
+        """The layout."""
+        ...
+
+
+@runtime_checkable
 class PromptSource(Protocol):
     """A task of any modality: what prompts are drawn from."""
 

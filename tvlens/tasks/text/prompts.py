@@ -13,7 +13,7 @@ These are plain frozen values. Drawing demonstrations and queries for a task is 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import overload
 
 from tvlens.errors import TaskError
@@ -41,6 +41,7 @@ class Template:
         answer_space: Stands between the answer prefix and an output, and so begins the
             continuation.
         instruction: Opens the prompt, followed by one `pair_separator`; empty for none.
+        opening: Stands before all of that as it is.
     """
 
     query_prefix: str = "Q: "
@@ -49,15 +50,21 @@ class Template:
     pair_separator: str = "\n\n"
     answer_space: str = " "
     instruction: str = ""
+    opening: str = ""
 
     def _question(self, text: str) -> str:
         return f"{self.query_prefix}{text}{self.field_separator}{self.answer_prefix}"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal, of all its parts."""
+        return digest(asdict(self))
 
     def render(self, demos: Sequence[Pair], query_input: str) -> str:
         """The prompt text: the demonstrations in order, then the query without its answer."""
         parts = [self.instruction] if self.instruction else []
         parts += [f"{self._question(demo.input)}{self.answer_space}{demo.output}" for demo in demos]
-        return self.pair_separator.join([*parts, self._question(query_input)])
+        return self.opening + self.pair_separator.join([*parts, self._question(query_input)])
 
 
 @dataclass(frozen=True)
@@ -216,6 +223,20 @@ class Prompts:
         if isinstance(index, slice):
             return replace(self, items=self.items[index])
         return replace(self, items=tuple(self.items[i] for i in index))
+
+    @property
+    def template(self) -> Template:
+        """The layout of all prompts.
+
+        Raises:
+            TaskError: they have several.
+        """
+        found = {prompt.template for prompt in self.items}
+        if len(found) != 1:
+            raise TaskError(
+                f"prompts of task {self.task!r} have {len(found)} layouts; expected one"
+            )
+        return found.pop()
 
     @property
     def texts(self) -> list[str]:

@@ -3,8 +3,8 @@
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import get_args
+from dataclasses import asdict, dataclass, replace
+from typing import Any, get_args
 
 from tvlens.errors import TaskError
 from tvlens.tasks.base import PromptKind, Split
@@ -27,6 +27,7 @@ class Task:
         description: What the output is of the input, in a sentence.
         source: Where the pairs come from.
         licence: SPDX expression and holder.
+        template: The text layout of its prompts.
 
     Raises:
         TaskError: There is no pair, a string is empty, or an input occurs twice.
@@ -37,6 +38,7 @@ class Task:
     description: str
     source: str
     licence: str
+    template: Template = _DEFAULT_TEMPLATE
 
     def __post_init__(self) -> None:
         if not self.pairs:
@@ -62,9 +64,18 @@ class Task:
 
     @property
     def digest(self) -> str:
-        """SHA-256, in hexadecimal, of the pairs in order, without names or descriptions."""
-        content = [[pair.input, pair.output] for pair in self.pairs]
-        return digest(content)
+        """SHA-256, in hexadecimal, of the pairs in order, without names or descriptions.
+
+        And of the template, where it is not the default.
+        """
+        content: list[Any] = [[pair.input, pair.output] for pair in self.pairs]
+        return digest(
+            content if self.template == _DEFAULT_TEMPLATE else [content, asdict(self.template)]
+        )
+
+    def with_template(self, template: Template) -> "Task":
+        """The same task, asked in another layout wherever its prompts are made."""
+        return replace(self, template=template)
 
     def split(self, which: Split) -> tuple[Pair, ...]:
         """The pairs of one split: 70% train, 9% validation, 21% test (Todd et al., section 3).
@@ -104,7 +115,7 @@ class Task:
         n: int | None = None,
         seed: int = 0,
         kind: PromptKind = "clean",
-        template: Template = _DEFAULT_TEMPLATE,
+        template: Template | None = None,
         queries: Sequence[Pair] | None = None,
     ) -> Prompts:
         """Prompts that ask the pairs of one split; demonstrations always come from the train split.
@@ -124,7 +135,7 @@ class Task:
             seed: Decides queries (with `n`), demonstrations and label permutations.
             kind: "clean"; "zero", without demonstrations; or "shuffled", with the outputs of the
                 demonstrations permuted so that none keeps its own, as far as the outputs allow.
-            template: The text layout.
+            template: The text layout; the task's own by default.
             queries: Ask these pairs of the split instead of all, for example those a model answers
                 correctly.
 
@@ -133,6 +144,7 @@ class Task:
                 `shots + 1`, an empty split, or queries that are none or not in the split.
         """
         _require(self.name, "kind", kind, get_args(PromptKind))
+        template = self.template if template is None else template
         pool = list(self.split(split)) if queries is None else self._checked(queries, split)
         if n is not None and n < 1:
             raise TaskError(f"task {self.name!r}: n={n} prompts asked for; n must be at least 1")

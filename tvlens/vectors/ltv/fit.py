@@ -15,7 +15,7 @@ from tvlens.errors import NumericalError, RunError, TaskError
 from tvlens.lens.heads import HeadMeans
 from tvlens.lens.lens import Lens
 from tvlens.runs.storage import load_tensors, save_tensors
-from tvlens.tasks.base import PromptSource
+from tvlens.tasks.base import HasTemplate, PromptSource
 from tvlens.vectors.ltv.attribution import STEPS, add_vectors, attribute_samples
 from tvlens.vectors.ltv.ltv import LearnableTaskVector
 from tvlens.vectors.ltv.sample import FitPrompts, Sample, read_fit_prompts
@@ -63,6 +63,8 @@ def fit_ltv(
             holds other prompts than these settings ask for.
     """
     means.require_fit(lens)
+    if isinstance(task, HasTemplate):
+        means.require_layout(task.template)
     if settings.per_prompt and settings.granularity != "head":
         raise TaskError(
             "fit_ltv: per_prompt=True weighs heads, so it needs granularity='head', not "
