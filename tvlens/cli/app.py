@@ -4,7 +4,9 @@ Nothing here imports torch. Commands do when they run, once the names that they 
 found, so that help, lists and most mistakes come at once.
 """
 
+import signal
 import sys
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -60,10 +62,27 @@ def _options(
     """What can be asked of the program as a whole."""
 
 
+class Stopped(BaseException):
+    """Ctrl-C."""
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Stopped
+
+
 def main() -> None:
-    """Run the command line; mistakes a user can make end in one line, not in a traceback."""
+    """Run the command line; mistakes and Ctrl-C end in one line, not in a traceback."""
+    # Click turns a KeyboardInterrupt into a word that does not say how to go on.
+    before = signal.signal(signal.SIGINT, _stop)
     try:
         app()
     except TvlensError as error:
         complain(str(error))
         sys.exit(2)
+    except Stopped:
+        kept = any(word.split("=")[0] == "--out" for word in sys.argv)
+        more = " What is finished is kept in --out: the same command goes on from there."
+        complain(f"Stopped.{more if kept else ''}")
+        sys.exit(130)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -6,7 +6,7 @@ what `tvlens.lens.replay` is tested against.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any
@@ -20,6 +20,7 @@ from tvlens.lens.edits import Edit
 from tvlens.lens.engine import Engine, Reading
 from tvlens.models.backend import Backend
 from tvlens.models.batch import Batch
+from tvlens.models.interrupts import surely, uninterrupted
 
 
 @contextmanager
@@ -39,7 +40,12 @@ def counted_hooks(
         fired[name] += 1
         return functions[name](activation)
 
-    with backend.hooks([(name, partial(call, name)) for name in functions]):
+    attached = ExitStack()
+    with surely(attached.close):
+        with uninterrupted():
+            attached.enter_context(
+                backend.hooks([(name, partial(call, name)) for name in functions])
+            )
         yield fired
     silent = [name for name in functions if not fired[name]]
     if silent:

@@ -17,6 +17,7 @@ from tvlens.models.backend import Backend
 from tvlens.models.bridge import BridgeBackend, bridge_from_huggingface
 from tvlens.models.catalogue import is_regression, read_regression
 from tvlens.models.encode import special_prefix
+from tvlens.models.gradients import outside_inference_mode
 from tvlens.models.hooked import HookedBackend, hooked_from_huggingface
 from tvlens.models.reference import Reference, read_reference, require_same
 from tvlens.models.regression.points import BridgePoints, HookedPoints
@@ -33,6 +34,7 @@ from tvlens.models.text_part import text_part
 BackendKind = Literal["bridge", "hooked"]
 
 
+@outside_inference_mode
 def load(
     model: Any,
     *,

@@ -15,6 +15,7 @@ from tvlens.errors import ModelError
 from tvlens.models.anatomy import Anatomy
 from tvlens.models.batch import Batch
 from tvlens.models.encode import encode_text, encode_tokens
+from tvlens.models.interrupts import surely
 from tvlens.tasks.text.prompts import Prompts, TokenPrompts
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -23,6 +24,12 @@ HookFunction = Callable[..., Tensor | None]
 _SHORT, _LONGEST = 24, 256
 # What a model does otherwise from some distance between two positions on.
 _DISTANCES = ("sliding_window", "window_size", "attention_chunk_size")
+
+
+def _wish(parameter: nn.Parameter, grad: bool) -> None:
+    # Parameters made in inference mode keep their wish, which nothing heeds.
+    if not parameter.is_inference():
+        parameter.requires_grad_(grad)
 
 
 def telling_length(config: Any) -> int:
@@ -178,18 +185,20 @@ class Backend(ABC):
         """The model in evaluation mode without parameter gradients; both are restored on exit."""
         modes = [(module, module.training) for module in self.model.modules()]
         wanted = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
-        try:
-            self.model.eval()
-            for parameter, _ in wanted:
-                parameter.requires_grad_(False)
-            yield
-        finally:
+
+        def restore() -> None:
             # A TransformerBridge holds the original model outside of its own modules.
             self.model.train(modes[0][1])
             for module, training in modes:
                 module.training = training
             for parameter, grad in wanted:
-                parameter.requires_grad_(grad)
+                _wish(parameter, grad)
+
+        with surely(restore):
+            self.model.eval()
+            for parameter, _ in wanted:
+                _wish(parameter, False)
+            yield
 
     def encode(self, prompts: Any, *, prefix: Sequence[int]) -> Batch:
         """The prompts as padded tokens with their answers.

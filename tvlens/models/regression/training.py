@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tvlens.errors import NumericalError, RunError, ShapeError, UnknownNameError
+from tvlens.models.gradients import with_gradients
 from tvlens.models.regression.transformer import RegressionSizes, RegressionTransformer
 from tvlens.runs.storage import load_tensors, save_tensors
 from tvlens.tasks.regression.functions import FunctionClass, function_class
@@ -147,6 +148,7 @@ class Trained:
     history: pd.DataFrame
 
 
+@with_gradients
 def train(
     functions: str,
     settings: TrainSettings,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tvlens.lens.edits import AddToResidual
 from tvlens.lens.lens import Lens
+from tvlens.models.gradients import with_gradients
 from tvlens.tasks.base import PromptSet
 from tvlens.vectors.ltv.ltv import LearnableTaskVector
 from tvlens.vectors.ltv.sample import Sample, read_samples
@@ -16,6 +17,7 @@ STEPS = 8
 """Midpoints of the path of integrated gradients."""
 
 
+@with_gradients
 def attribute(
     lens: Lens, ltv: LearnableTaskVector, prompts: Sequence[PromptSet], *, steps: int = STEPS
 ) -> Float[Tensor, "layer head"]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from tvlens.errors import NumericalError, RunError, TaskError
 from tvlens.lens.heads import HeadMeans
 from tvlens.lens.lens import Lens
+from tvlens.models.gradients import with_gradients
 from tvlens.runs.storage import load_tensors, save_tensors
 from tvlens.tasks.base import HasTemplate, PromptSource
 from tvlens.vectors.ltv.attribution import STEPS, add_vectors, attribute_samples
@@ -25,6 +26,7 @@ from tvlens.vectors.materials import ByKind, Materials
 DEFAULT_SETTINGS = FitSettings()
 
 
+@with_gradients
 def fit_ltv(
     lens: Lens,
     task: PromptSource,
