@@ -106,6 +106,14 @@ def test_an_exception_in_a_callback_leaves_the_model_as_it_was():
         assert state(backend) == before
 
 
+@pytest.fixture(autouse=True)
+def listens() -> Iterator[None]:
+    """Jobs in the background may have been started deaf to Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 # --- Ctrl-C --------------------------------------------------------------------------------------
 
 
@@ -210,7 +218,11 @@ def test_ctrl_c_of_a_command_ends_in_one_line_that_says_how_to_go_on(tmp_path):
     words += ["--out", tmp_path / "run", "--shots", 4, "--ltv-seeds", 9]
     command = [sys.executable, "-m", "tvlens.cli", *map(str, words)]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        bufsize=1,
     )
     assert process.stdout is not None
     # The lens is said when the model is loaded.

@@ -73,7 +73,9 @@ def _stop(number: int, frame: FrameType | None) -> None:
 def main() -> None:
     """Run the command line; mistakes and Ctrl-C end in one line, not in a traceback."""
     # Click turns a KeyboardInterrupt into a word that does not say how to go on.
-    before = signal.signal(signal.SIGINT, _stop)
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _stop)
     try:
         app()
     except TvlensError as error:

@@ -8,15 +8,15 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from tvlens.errors import ModelError, UnknownNameError, VectorError
-from tvlens.lens.edits import Edit
-from tvlens.lens.engine import Engine, Reading
+from tvlens.evaluation.answers import whole_answers
 from tvlens.lens.lens import Lens
 from tvlens.stats import Interval, bootstrap_mean
 from tvlens.tasks.base import KINDS, PromptKind, PromptSet, PromptSource, Split
+from tvlens.tasks.text.prompts import Prompts
 from tvlens.vectors.catalogue import load_vector
 from tvlens.vectors.vector import TaskVector, Vector, edits_of
 
@@ -157,6 +157,7 @@ def evaluate_prompts(
     edits = edits_of(every, lens, prompts)
     engine = lens.engine_for(*(edit for edit, _ in edits))
     batch = lens.encode(prompts)
+    template = prompts.template if isinstance(prompts, Prompts) else None
     names = [measure.name for measure in lens.readout.measures]
     if exact_match:
         names.append("exact_match")
@@ -172,7 +173,7 @@ def evaluate_prompts(
                     values.append(lens.readout.measure(outputs, reading.batch).double().cpu())
                     if exact_match:
                         started = lens.readout.answered(outputs, reading.batch)
-                        right = _exact_match(lens, engine, reading, piece, started)
+                        right = whole_answers(engine, reading, piece, started, template)
                         values[-1] = torch.cat([values[-1], right[..., None]], dim=-1)
                 measured[rows, index] = torch.cat(values, dim=1)
             done = rows.stop
@@ -230,32 +231,6 @@ def _draws(lens: Lens, name: str, given: Draws) -> Sequence[Vector]:
                 f"{type(vector).__name__}, no vector; {_REMEDY}"
             )
     return [vector for vector in given if isinstance(vector, Vector)]
-
-
-def _exact_match(
-    lens: Lens,
-    engine: Engine[Any],
-    reading: Reading,
-    edit: Edit,
-    started: Bool[Tensor, "batch variant"],
-) -> Float[Tensor, "batch variant"]:
-    """1 where the first line of the greedy continuation is the whole answer, else 0.
-
-    A variant that starts no answer of these prompts right is not continued.
-    """
-    right = torch.zeros(started.shape, dtype=torch.float64)
-    alive = started.any(dim=0).nonzero().flatten()
-    if not len(alive):
-        return right
-    decode = lens.backend.tokenizer.batch_decode
-    answers = [text.strip() for text in decode([list(a) for a in reading.batch.answers])]
-    # One token more than the answer, so that a continuation that goes on is seen.
-    length = max(len(answer) for answer in reading.batch.answers) + 1
-    tokens = engine.generate(reading, edit.of_variants(alive), length)
-    for column, variant in enumerate(alive.tolist()):
-        for row, (text, answer) in enumerate(zip(decode(tokens[:, column]), answers, strict=True)):
-            right[row, variant] = float(text.split("\n")[0].strip() == answer)
-    return right
 
 
 def _row(task: str, method: str, kind: str, metric: str, interval: Interval) -> dict[str, Any]:
