@@ -80,7 +80,14 @@ def test_an_answer_that_the_layout_ends_is_right(name, answers):
 @pytest.mark.parametrize("answers", ANSWERS.values(), ids=ANSWERS)
 def test_an_answer_that_the_text_or_the_line_ends_is_right(answers):
     eos = zoo.WORDS.index("<eos>")
-    for after in ([eos], [zoo.WORDS.index("<bos>")], [eos, zoo.WORDS.index("k")], "\n", "\n\nQ", "\nA"):
+    for after in (
+        [eos],
+        [zoo.WORDS.index("<bos>")],
+        [eos, zoo.WORDS.index("k")],
+        "\n",
+        "\n\nQ",
+        "\nA",
+    ):
         assert share(Template(), answers, after) == 1.0
 
 
