@@ -206,3 +206,24 @@ def test_names_that_do_not_exist_are_refused(outputs, unchecked):
         LearnableTaskVector(outputs, start="ones")
     with pytest.raises(UnknownNameError, match="granularity 'layer': expected 'head' or 'block'"):
         LearnableTaskVector(outputs, granularity="layer")
+
+
+@pytest.mark.parametrize("name", ["omega", "start", "mask", "attribution", "norms"])
+def test_a_state_of_other_sizes_is_refused_and_never_stretched(name):
+    made = LearnableTaskVector(random(3, 4, 5), norms=random(3, 4).abs(), model="m", task="t")
+    tensors, facts = made.state()
+    for shape in ((1, 4), (3, 1), (4, 3), (4,), (3, 4, 1)):
+        wrong = tensors | {name: torch.ones(shape).to(tensors[name].dtype)}
+        with pytest.raises(
+            ShapeError, match=rf"{name} has shape \(.*\), its head outputs are of \(3"
+        ):
+            LearnableTaskVector.of_state(wrong, facts)
+
+
+def test_a_state_with_weights_that_are_no_numbers_is_refused():
+    tensors, facts = LearnableTaskVector(random(3, 4, 5), model="m", task="t").state()
+    wrong = tensors | {"omega": torch.full((3, 4), torch.inf)}
+    with pytest.raises(
+        NumericalError, match="weights of the Learnable Task Vector of 't' hold NaN"
+    ):
+        LearnableTaskVector.of_state(wrong, facts)

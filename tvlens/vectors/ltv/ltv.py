@@ -226,7 +226,25 @@ class LearnableTaskVector(nn.Module, Vector):
     def of_state(
         cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
     ) -> "LearnableTaskVector":
-        """The vector that has this state."""
+        """The vector that has this state.
+
+        Raises:
+            ShapeError: its tensors are of different numbers of layers or heads.
+            NumericalError: its weights are not finite.
+        """
+        for name in ("start", "omega", "mask", "attribution", "norms"):
+            if name in tensors and tensors[name].shape != tensors["outputs"].shape[:2]:
+                raise ShapeError(
+                    f"Learnable Task Vector of {facts['task']!r}: {name} has shape "
+                    f"{tuple(tensors[name].shape)}, its head outputs are of "
+                    f"{tuple(tensors['outputs'].shape[:2])} (layer, head); expected one number for "
+                    "each head"
+                )
+        if not torch.isfinite(tensors["omega"]).all():
+            raise NumericalError(
+                f"weights of the Learnable Task Vector of {facts['task']!r} hold NaN or infinite "
+                "numbers; expected finite ones"
+            )
         made = cls(
             tensors["outputs"],
             start=tensors["start"],
