@@ -9,6 +9,7 @@ from . import studies as studies
 from . import tasks as tasks
 from . import vectors as vectors
 from .console import progress_bar as progress_bar
+from .evaluation.generation import generate as generate
 from .evaluation.methods import evaluate as evaluate
 from .lens.edits import AddToResidual as AddToResidual
 from .lens.edits import Edit as Edit

@@ -378,8 +378,8 @@ class Watched(Engine):
         self.grads.append(torch.is_grad_enabled())
         return self.inner.run(reading, edit)
 
-    def generate(self, reading, edit, n_tokens):
-        return self.inner.generate(reading, edit, n_tokens)
+    def generate(self, reading, edit, n_tokens, *steps):
+        return self.inner.generate(reading, edit, n_tokens, *steps)
 
 
 def off(found: torch.Tensor, expected: torch.Tensor) -> float:

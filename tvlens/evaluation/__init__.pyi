@@ -5,6 +5,8 @@ from .curves import method_errors as method_errors
 from .curves import oracle_errors as oracle_errors
 from .curves import prompt_sets as prompt_sets
 from .curves import truncation_errors as truncation_errors
+from .generation import generate as generate
+from .generation import generate_tokens as generate_tokens
 from .methods import Measured as Measured
 from .methods import evaluate as evaluate
 from .methods import evaluate_prompts as evaluate_prompts

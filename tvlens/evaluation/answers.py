@@ -44,7 +44,7 @@ def whole_answers(
     more = len(tokenizer(behind, add_special_tokens=False).input_ids) if as_text else 0
     length = max(len(answer) for answer in answers) + max(1, more)
     tokens = engine.generate(reading, edit.of_variants(alive), length).cpu()
-    ends = _end_tokens(engine.backend) if as_text else set()
+    ends = end_tokens(engine.backend) if as_text else set()
 
     def text(ids: list[int]) -> str:
         kept = next((n for n, token in enumerate(ids) if token in ends), len(ids))
@@ -74,7 +74,7 @@ def _is_whole(text: str, answer: str, behind: str) -> bool:
     return ended or (bool(behind) and rest.startswith(behind))
 
 
-def _end_tokens(backend: Backend) -> set[int]:
+def end_tokens(backend: Backend) -> set[int]:
     """Tokens that end a text: special ones, and those that the model's generation stops at."""
     found = {*backend.tokenizer.all_special_ids} - {backend.tokenizer.unk_token_id}
     original = getattr(backend.model, "original_model", None)

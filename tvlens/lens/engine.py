@@ -40,6 +40,9 @@ class Reading(ABC):
 
 R = TypeVar("R", bound=Reading)
 
+FIRST = range(1)
+"""The query position alone, of all positions that tokens are read off."""
+
 
 class Engine(ABC, Generic[R]):
     """Runs a model on prompts that are edited, and reads it at their query positions.
@@ -71,9 +74,16 @@ class Engine(ABC, Generic[R]):
 
     @abstractmethod
     def generate(
-        self, reading: R, edit: Edit, n_tokens: int
+        self, reading: R, edit: Edit, n_tokens: int, steps: range = FIRST
     ) -> Int[Tensor, "batch variant n_tokens"]:
-        """Greedy continuation of every prompt; the edit acts on the prompt alone.
+        """Greedy continuation of every prompt.
+
+        Args:
+            reading: the prompts.
+            edit: what is changed.
+            n_tokens: how many tokens are generated.
+            steps: at which of them: 0 is the query position, which the first token is read off, 1
+                the first token's own position, and so on.
 
         Raises:
             ShapeError: something follows the query position of a prompt.

@@ -6,7 +6,7 @@ what `tvlens.lens.replay` is tested against.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tvlens.errors import InterventionError, ShapeError
 from tvlens.lens.edits import Edit
-from tvlens.lens.engine import Engine, Reading
+from tvlens.lens.engine import FIRST, Engine, Reading
 from tvlens.models.backend import Backend
 from tvlens.models.batch import Batch
 from tvlens.models.interrupts import surely, uninterrupted
@@ -248,7 +248,7 @@ class WholePassEngine(Engine[WholePrompts]):
         return at_query.unflatten(0, (len(batch), n))
 
     def generate(
-        self, reading: WholePrompts, edit: Edit, n_tokens: int
+        self, reading: WholePrompts, edit: Edit, n_tokens: int, steps: range = FIRST
     ) -> Int[Tensor, "batch variant n_tokens"]:
         batch, n = reading.batch, edit.n_variant
         batch.require_query_last()
@@ -256,9 +256,19 @@ class WholePassEngine(Engine[WholePrompts]):
         mask = batch.mask.repeat_interleave(n, dim=0)
         width = inputs.shape[1]
         with torch.no_grad():
-            for _ in range(n_tokens):
-                with intervene(self.backend, edit, batch.query):
+            for step in range(n_tokens):
+                acting = [width - 1 + s for s in range(step + 1) if s in steps]
+                with self._acting(edit, acting, len(batch)):
                     chosen = self.backend.forward(inputs, mask)[:, -1].argmax(dim=-1, keepdim=True)
                 inputs = torch.cat([inputs, chosen.to(inputs.device)], dim=1)
                 mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         return inputs[:, width:].unflatten(0, (len(batch), n))
+
+    def _acting(
+        self, edit: Edit, columns: list[int], n_prompts: int
+    ) -> AbstractContextManager[Any]:
+        """The edit at these columns, the same for all prompts, and at those it names itself."""
+        if not columns:
+            return nullcontext()
+        query = torch.full((n_prompts,), columns[0], device=self.backend.device)
+        return intervene(self.backend, edit.and_at(columns[1:]), query)

@@ -17,7 +17,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from tvlens.errors import ShapeError
 from tvlens.lens.edits import Edit
-from tvlens.lens.engine import Engine, Reading
+from tvlens.lens.engine import FIRST, Engine, Reading
 from tvlens.models.anatomy import Anatomy, Block
 from tvlens.models.backend import Backend
 from tvlens.models.batch import Batch
@@ -194,7 +194,7 @@ class ReplayEngine(Engine[Prefix]):
         return self.backend.unembed(x[:, order.argsort().to(x.device)]).to(home)
 
     def generate(
-        self, reading: Prefix, edit: Edit, n_tokens: int
+        self, reading: Prefix, edit: Edit, n_tokens: int, steps: range = FIRST
     ) -> Int[Tensor, "batch variant n_tokens"]:
         self._require_fit(edit)
         reading.batch.require_query_last()
@@ -216,10 +216,10 @@ class ReplayEngine(Engine[Prefix]):
                     else:
                         own.append((k, v))
                     z = self._attend_rows(reading, layer, q, k, v)
-                    if not step and layer in edit.head_layers:
+                    if step in steps and layer in edit.head_layers:
                         z = edit.edit_heads(layer, z.to(home)).to(block.device)
                     x = _write(block, x, z)
-                    if not step and layer in edit.residual_layers:
+                    if step in steps and layer in edit.residual_layers:
                         x = edit.edit_residual(layer, x.to(home))
                 chosen = self.backend.unembed(x).argmax(dim=-1).flatten().to(home)
                 inputs = torch.cat([inputs, chosen[:, None]], dim=1)
