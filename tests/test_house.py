@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "models": ["tasks", "runs"],
     "lens": ["models", "tasks", "runs", "stats"],
     "scores": ["lens", "tasks", "runs", "stats"],
-    "vectors": ["scores", "lens", "tasks", "runs"],
+    "vectors": ["scores", "lens", "tasks", "runs", "models.gradients"],
     "evaluation": ["vectors", "lens", "tasks", "stats"],
     "figures": [
         "scores.ranking",

@@ -17,7 +17,8 @@ SHELVES = sorted(
 PROMISED = """
 AddToResidual Edit FitSettings HeadMeans IndirectEffects LearnableTaskVector Lens NoEdit
 ReplaceHeads TaskVector attribute choose_function_vectors compare_head_sets evaluate fit_ltv
-function_vector function_vector_per_layer indirect_effects intervene load mean_head_outputs
+function_vector function_vector_per_layer generate indirect_effects intervene load
+mean_head_outputs
 mediation_prompts permuted_controls progress_bar random_controls
 """
 

@@ -113,9 +113,7 @@ def test_pieces_of_few_prompts_say_the_same():
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("wrong", ["last", "query", range(-1, 2), 3, None])
 def test_positions_that_are_none_are_refused(wrong):
-    with pytest.raises(
-        UnknownNameError, match=r"unknown positions .*; expected 'first', 'all', or"
-    ):
+    with pytest.raises(UnknownNameError, match=r"unknown positions .*; expected 'first', 'all'"):
         tvlens.generate(zoo.lens("llama"), prompts(), positions=wrong)
 
 

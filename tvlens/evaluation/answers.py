@@ -8,7 +8,6 @@ from torch import Tensor
 
 from tvlens.lens.edits import Edit
 from tvlens.lens.engine import Engine, Reading
-from tvlens.models.backend import Backend
 from tvlens.tasks.text.prompts import Template
 
 
@@ -44,7 +43,7 @@ def whole_answers(
     more = len(tokenizer(behind, add_special_tokens=False).input_ids) if as_text else 0
     length = max(len(answer) for answer in answers) + max(1, more)
     tokens = engine.generate(reading, edit.of_variants(alive), length).cpu()
-    ends = end_tokens(engine.backend) if as_text else set()
+    ends = end_tokens(engine) if as_text else set()
 
     def text(ids: list[int]) -> str:
         kept = next((n for n, token in enumerate(ids) if token in ends), len(ids))
@@ -74,8 +73,9 @@ def _is_whole(text: str, answer: str, behind: str) -> bool:
     return ended or (bool(behind) and rest.startswith(behind))
 
 
-def end_tokens(backend: Backend) -> set[int]:
+def end_tokens(engine: Engine[Any]) -> set[int]:
     """Tokens that end a text: special ones, and those that the model's generation stops at."""
+    backend = engine.backend
     found = {*backend.tokenizer.all_special_ids} - {backend.tokenizer.unk_token_id}
     original = getattr(backend.model, "original_model", None)
     stops = getattr(getattr(original, "generation_config", None), "eos_token_id", None)

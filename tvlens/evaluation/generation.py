@@ -56,7 +56,7 @@ def generate(
     tokens = generate_tokens(
         lens, prompts, vector, n_tokens=n_tokens, positions=positions, progress=progress
     )
-    ends = end_tokens(lens.backend)
+    ends = end_tokens(lens.engine)
 
     def text(ids: Sequence[int]) -> str:
         kept = next((n for n, token in enumerate(ids) if token in ends), len(ids))
