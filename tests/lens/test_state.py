@@ -177,7 +177,7 @@ def test_the_model_comes_back_wherever_ctrl_c_lands(what, kind):
     before = state(backend)
     lines = interrupted_at(0, run)
     assert lines > 20
-    step = max(1, lines // 150)
+    step = max(1, lines // 80)
     for number in range(1, lines + 1, step):
         with pytest.raises(KeyboardInterrupt):
             interrupted_at(number, run)
