@@ -9,8 +9,8 @@ import torch
 import tvlens
 from helpers import zoo
 from tvlens.errors import ModelError, ShapeError, UnknownNameError
+from tvlens.evaluation import answers as module
 from tvlens.evaluation import generate_tokens
-from tvlens.evaluation import generation as module
 from tvlens.lens.hooks import WholePassEngine
 from tvlens.lens.lens import Lens
 from tvlens.tasks import Prompts

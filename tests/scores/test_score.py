@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tvlens.errors import ShapeError, UnknownNameError
+from tvlens.errors import NumericalError, ShapeError, UnknownNameError
 from tvlens.scores.agreement import compare_head_sets
 from tvlens.scores.mediation import IndirectEffects
 from tvlens.scores.score import Scores, join_scores
@@ -58,3 +58,13 @@ def test_scores_of_one_task_stand_side_by_side():
     assert omega.interval() is None
     with pytest.raises(ShapeError, match="no common table"):
         join_scores([EFFECTS, Scores(torch.zeros(2, 2), "omega", "weight")])
+
+
+def test_a_single_head_that_is_no_number_is_no_layer_without_heads():
+    values = VALUES.clone()
+    values[0, 1, 0] = torch.nan
+    spoilt = Scores.of_prompts(values, name="aie", unit="probability", task="t")
+    assert spoilt.n_heads == EFFECTS.n_heads
+    for call in (spoilt.to_frame, spoilt.interval, lambda: spoilt.top(1)):
+        with pytest.raises(NumericalError):
+            call()

@@ -74,7 +74,7 @@ def main() -> None:
     """Run the command line; mistakes and Ctrl-C end in one line, not in a traceback."""
     # Click turns a KeyboardInterrupt into a word that does not say how to go on.
     before = signal.getsignal(signal.SIGINT)
-    if before is not signal.SIG_IGN:
+    if callable(before):
         signal.signal(signal.SIGINT, _stop)
     try:
         app()
@@ -87,4 +87,5 @@ def main() -> None:
         complain(f"Stopped.{more if kept else ''}")
         sys.exit(130)
     finally:
-        signal.signal(signal.SIGINT, before)
+        if callable(before):
+            signal.signal(signal.SIGINT, before)

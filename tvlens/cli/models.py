@@ -25,11 +25,11 @@ def list_models(
     ] = False,
 ) -> None:
     """The models that tvlens knows: text models that it fetches, and whether they are here."""
-    from tvlens.models.catalogue import known_models, list_bundled
-
     if families:
         _list_families()
         return
+
+    from tvlens.models.catalogue import known_models, list_bundled
 
     bundled = list_bundled()
     said_below = ("description", "folder")

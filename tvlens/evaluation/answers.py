@@ -1,5 +1,7 @@
 """Whether a model generates the whole answer, and ends it there."""
 
+from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -43,20 +45,23 @@ def whole_answers(
     more = len(tokenizer(behind, add_special_tokens=False).input_ids) if as_text else 0
     length = max(len(answer) for answer in answers) + max(1, more)
     tokens = engine.generate(reading, edit.of_variants(alive), length).cpu()
-    ends = end_tokens(engine) if as_text else set()
-
-    def text(ids: list[int]) -> str:
-        kept = next((n for n, token in enumerate(ids) if token in ends), len(ids))
-        return str(tokenizer.decode(ids[:kept], clean_up_tokenization_spaces=False))
-
+    texts = texts_of(engine, answers) if as_text else []
     for column, variant in enumerate(alive.tolist()):
-        for row, answer in enumerate(answers):
-            ids = tokens[row, column].tolist()
-            same = ids[: len(answer)] == list(answer)
-            if as_text:
-                same = _is_whole(text(ids), text(list(answer)), behind)
-            right[row, variant] = float(same)
+        said = tokens[:, column].tolist()
+        if as_text:
+            pairs = zip(texts_of(engine, said), texts, strict=True)
+            found = [_is_whole(text, answer, behind) for text, answer in pairs]
+        else:
+            found = [ids[: len(a)] == list(a) for ids, a in zip(said, answers, strict=True)]
+        right[:, variant] = torch.tensor(found, dtype=right.dtype)
     return right
+
+
+def texts_of(engine: Engine[Any], rows: Sequence[Sequence[int]]) -> list[str]:
+    """What tokens say, each row up to the first that ends a text."""
+    ends, decode = end_tokens(engine), engine.backend.tokenizer.decode
+    kept = [list(takewhile(lambda token: token not in ends, row)) for row in rows]
+    return [str(decode(row, clean_up_tokenization_spaces=False)) for row in kept]
 
 
 def _behind(template: Template) -> str:

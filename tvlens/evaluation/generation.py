@@ -1,6 +1,6 @@
 """What a model says under a vector."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tvlens.errors import ModelError, ShapeError, UnknownNameError
-from tvlens.evaluation.answers import end_tokens
+from tvlens.evaluation.answers import texts_of
 from tvlens.lens.engine import FIRST
 from tvlens.lens.lens import Lens
 from tvlens.tasks.base import PromptSet
@@ -48,21 +48,14 @@ def generate(
         ShapeError: fewer than one token is asked for, the vector does not fit the model, or a
             prompt with its continuation is longer than the context.
     """
-    tokenizer = lens.backend.tokenizer
-    if tokenizer is None:
+    if lens.backend.tokenizer is None:
         raise ModelError(
             f"model {lens.name!r} has no tokenizer to write text with; use generate_tokens"
         )
     tokens = generate_tokens(
         lens, prompts, vector, n_tokens=n_tokens, positions=positions, progress=progress
     )
-    ends = end_tokens(lens.engine)
-
-    def text(ids: Sequence[int]) -> str:
-        kept = next((n for n, token in enumerate(ids) if token in ends), len(ids))
-        return str(tokenizer.decode(ids[:kept], clean_up_tokenization_spaces=False))
-
-    return [text(ids) for ids in tokens.tolist()]
+    return texts_of(lens.engine, tokens.tolist())
 
 
 def generate_tokens(

@@ -267,7 +267,7 @@ class WholePassEngine(Engine[WholePrompts]):
     def _acting(
         self, edit: Edit, columns: list[int], n_prompts: int
     ) -> AbstractContextManager[Any]:
-        """The edit at these columns, the same for all prompts, and at those it names itself."""
+        """The edit at these columns, the same for all prompts; nothing where there are none."""
         if not columns:
             return nullcontext()
         query = torch.full((n_prompts,), columns[0], device=self.backend.device)

@@ -4,26 +4,27 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Ctrl-C inside waits until the block is left, so that what it does is done whole.
 
-    In other threads than the main one nothing is done: signals do not come to them.
+    In other threads than the main one nothing is done, as signals do not come to them, nor where a
+    program around Python handles them.
     """
-    if threading.current_thread() is not threading.main_thread():
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is None:
         yield
         return
-    waiting: list[tuple[int, Any]] = []
-    handler = signal.signal(signal.SIGINT, lambda number, frame: waiting.append((number, frame)))
+    waiting: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: waiting.append(number))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, handler)
-        if waiting and callable(handler):
-            handler(*waiting[0])
+        if waiting:
+            signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from torch import Tensor
 from tvlens.errors import NumericalError, ShapeError
 
 Head = tuple[int, int]
-# The underscores leave comparing sizes to `_pair`, whose message names both shapes.
+# The underscores leave comparing sizes to those who compare maps, and name both shapes.
 Scores = Float[Tensor, "_layer _head"]
 
 
@@ -118,6 +118,11 @@ def heads_of(grid: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def check_ks(ks: Sequence[int], grid: NDArray[np.float64]) -> None:
+    """Refuse sizes of head sets that the map does not have.
+
+    Raises:
+        ShapeError: a k is below 1 or above the number of heads.
+    """
     n_heads = heads_of(grid).size
     n_layer = n_heads // grid.shape[1]
     for k in ks:
@@ -129,4 +134,5 @@ def check_ks(ks: Sequence[int], grid: NDArray[np.float64]) -> None:
 
 
 def tidy(rows: Sequence[tuple[Any, ...]], columns: str) -> pd.DataFrame:
+    """Rows as a table, the columns named in one string, k whole or empty."""
     return pd.DataFrame(rows, columns=columns.split()).astype({"k": "Int64"})

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tvlens.errors import ShapeError, UnknownNameError
@@ -77,7 +77,7 @@ class Scores(Kept):
     @property
     def n_heads(self) -> int:
         """Number of heads of the whole model."""
-        return self.scores.numel() - int(torch.isnan(self.scores).sum())
+        return int(_has_heads(self.scores).sum()) * self.scores.shape[1]
 
     def top(self, k: int) -> list[Head]:
         """The k heads of largest score as (layer, head), best first.
@@ -96,8 +96,8 @@ class Scores(Kept):
 
     def _bootstrapped(self, values: Tensor, seed: int) -> tuple[HeadMap, ...]:
         """Mean and ends of the interval, of the heads that are there."""
-        there = ~torch.isnan(self.scores)
-        maps = torch.full((3, *there.shape), torch.nan, dtype=torch.float64)
+        there = _has_heads(self.scores)
+        maps = torch.full((3, *self.scores.shape), torch.nan, dtype=torch.float64)
         maps[:, there] = torch.stack(bootstrap_mean_axis(values[:, there], seed=seed)).double()
         return tuple(maps.to(torch.promote_types(values.dtype, torch.float32)))
 
@@ -169,13 +169,18 @@ class Scores(Kept):
         )
 
 
+def _has_heads(scores: HeadMap) -> Bool[Tensor, " layer"]:
+    """Which layers have heads: a single head that is NaN is no layer without."""
+    return ~scores.isnan().all(dim=1)
+
+
 def head_table(columns: Mapping[str, HeadMap], task: str) -> pd.DataFrame:
     """Maps of all heads as one row per head: task, layer, head, and a column for each map.
 
     Layers that are NaN in all maps have no rows.
     """
     maps = {name: x.detach().cpu() for name, x in columns.items()}
-    there = ~torch.stack([x.isnan().all(dim=1) for x in maps.values()]).all(dim=0)
+    there = torch.stack([_has_heads(x) for x in maps.values()]).any(dim=0)
     layers = there.nonzero().flatten().tolist()
     heads = range(next(iter(maps.values())).shape[1])
     index = pd.MultiIndex.from_product([layers, heads], names=HEAD_KEYS[1:])
