@@ -153,7 +153,7 @@ def looked_at(lens: tvlens.Lens, name: str, dtype: torch.dtype) -> dict[str, Any
     """Engine, differences and noise."""
     original = make(name, dtype)
     low = dtype == torch.bfloat16
-    batch = Batch.pad(ROWS, [[0]] * len(ROWS))
+    batch = Batch.pad(ROWS, [[[0]]] * len(ROWS))
     n_layer, n_head, d_head = lens.n_layer, lens.n_head, lens.backend.d_head
     generator = torch.Generator().manual_seed(1)
     values = torch.randn(n_layer, n_head, d_head, generator=generator).to(dtype)

@@ -27,9 +27,9 @@ def say(text: str) -> None:
     _print_line(Console(), text)
 
 
-def complain(text: str) -> None:
-    """Print a mistake to the error stream."""
-    message = Text.assemble(("error: ", "red"), text)
+def complain(text: str, kind: Literal["error", "warning"] = "error") -> None:
+    """Print a mistake, or what may be one, to the error stream."""
+    message = Text.assemble((f"{kind}: ", "red" if kind == "error" else "yellow"), text)
     Console(stderr=True).print(message, soft_wrap=True)
 
 

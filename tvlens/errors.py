@@ -4,9 +4,18 @@ All derive from `TvlensError`, so `except tvlens.errors.TvlensError` catches exa
 says on purpose. Messages name the object, what was expected, what came, and the remedy.
 """
 
+LONGEST = 600
+"""Characters of the longest message; longer ones lose their middle, for their ends say most."""
+
 
 class TvlensError(Exception):
     """Base class of all errors raised on purpose by tvlens."""
+
+    def __init__(self, message: str = "") -> None:
+        """An error with this message, cut in its middle where it is longer than `LONGEST`."""
+        if len(message) > LONGEST:
+            message = f"{message[: LONGEST // 2]} … {message[3 - LONGEST // 2 :]}"
+        super().__init__(message)
 
 
 class UnknownNameError(TvlensError, KeyError):

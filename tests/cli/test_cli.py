@@ -42,7 +42,7 @@ pytestmark = pytest.mark.usefixtures("wide")
 
 SMALL = ["--shots", str(trained.SHOTS)]
 STUDY = [*SMALL, "--steps", "10", "--ltv-seeds", "2"]
-COLUMNS = ["task", "method", "prompt", "metric", "value", "ci_low", "ci_high", "n"]
+COLUMNS = ["task", "method", "prompt", "metric", "value", "ci_low", "ci_high", "n", "answers"]
 
 
 @pytest.fixture(scope="module")
@@ -521,7 +521,7 @@ def test_a_data_folder_that_is_not_there_is_not_passed_over(here, tmp_path):
     words = ["--model", here / "model", "--out", tmp_path / "run", "--tasks", "present-past"]
     message = mistake("mediate", *words, "--data", tmp_path / "dat", kind=TaskError)
     assert message == f"--data {tmp_path / 'dat'}: no such folder; expected one that holds " + (
-        "NAME.json files"
+        "task files"
     )
 
 
@@ -722,7 +722,7 @@ def test_main_ends_a_mistake_in_one_line(monkeypatch, capsys, tmp_path):
     out, err = capsys.readouterr()
     assert out == ""
     assert err == (
-        f"error: task folder {missing}: no such folder; pass one that holds *.json task files\n"
+        f"error: task folder {missing}: no such folder; pass one that holds task files\n"
     )
 
 
@@ -742,5 +742,5 @@ def test_the_command_in_a_process_of_its_own():
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == (
-        "error: task folder nowhere: no such folder; pass one that holds *.json task files\n"
+        "error: task folder nowhere: no such folder; pass one that holds task files\n"
     )

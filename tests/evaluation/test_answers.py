@@ -8,6 +8,7 @@ import torch
 
 import tvlens
 from helpers import zoo
+from tvlens.evaluation.answers import first_tokens_tell
 from tvlens.lens.engine import Engine
 from tvlens.tasks import Pair, Prompts, Task, Template
 
@@ -43,14 +44,14 @@ class Says(Engine):
 
     def run(self, reading: Any, edit: Any) -> torch.Tensor:
         logits = torch.zeros(len(reading), edit.n_variant, zoo.D_VOCAB)
-        for row, target in enumerate(reading.batch.target.tolist()):
+        for row, target in enumerate(reading.batch.right[:, -1].tolist()):
             logits[row, :, target] = 30.0
         return logits
 
     def generate(self, reading: Any, edit: Any, n_tokens: int) -> torch.Tensor:
         rows = []
         for answer in reading.batch.answers:
-            said = [*answer, *self.after, *[zoo.WORDS.index("w")] * n_tokens]
+            said = [*answer[-1], *self.after, *[zoo.WORDS.index("w")] * n_tokens]
             rows.append([said[:n_tokens]] * edit.n_variant)
         return torch.tensor(rows)
 
@@ -123,3 +124,64 @@ def test_without_a_tokenizer_tokens_are_compared():
     table = tvlens.evaluate(lens, Tokens(), {}, kinds=("clean",))
     rows = table.set_index("metric")["value"]
     assert (rows["accuracy"], rows["exact_match"]) == (1.0, 0.5)
+
+
+def asked(outputs: list[tuple[str, ...]]) -> Task:
+    """A task of so many pairs with these right answers in turn."""
+    pairs = tuple(
+        Pair(f"a{letter}", outputs[i % len(outputs)][0], outputs[i % len(outputs)][1:])
+        for i, letter in enumerate("abcdefghijkl")
+    )
+    return Task("t", pairs, "made up", "made up", "CC0-1.0")
+
+
+def test_any_of_several_right_answers_is_right():
+    """The model says the last answer of every prompt, and the table how many there may be."""
+    lens = zoo.lens()
+    lens = replace(lens, engine=Says(lens.engine, [zoo.WORDS.index("<eos>")]))
+    task = asked([("lm", "no", "k"), ("m", "km")])
+    table = tvlens.evaluate(lens, task, {}, shots=2, n=6, kinds=("clean",))
+    values = table.set_index("metric")["value"]
+    assert (values["accuracy"], values["exact_match"]) == (1.0, 1.0)
+    assert values["cross_entropy"] == pytest.approx(0.0, abs=1e-6)
+    assert set(table["answers"]) == {3}
+    only = tvlens.evaluate(lens, asked([("lm",), ("m",)]), {}, shots=2, n=6, kinds=("clean",))
+    assert set(only["answers"]) == {1}
+
+
+def test_an_answer_that_is_only_begun_is_not_whole_whichever_it_is():
+    lens = zoo.lens()
+    lens = replace(lens, engine=Says(lens.engine, [zoo.WORDS.index("k")]))
+    table = tvlens.evaluate(lens, asked([("lm", "no")]), {}, shots=2, n=6, kinds=("clean",))
+    assert table.set_index("metric")["value"]["exact_match"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ([[1, 2], [1, 3], [1, 4]], (1, False)),
+        ([[1, 2], [1, 3], [4]], (2, False)),
+        ([[1, 2], [1, 3], [4], [5]], (3, True)),
+        ([[1], [2], [1], [2]], (2, True)),
+        ([[1, 2], [1, 2]], (1, True)),
+        ([[7]], (1, True)),
+    ],
+)
+def test_first_tokens_tell_answers_apart_or_do_not(answers, expected):
+    assert first_tokens_tell([[answer] for answer in answers]) == expected
+
+
+def test_a_task_that_first_tokens_say_little_of_warns_once_and_puts_exact_match_first():
+    lens = zoo.lens()
+    task = asked([("kk",), ("kl",), ("km",)])
+    with pytest.warns(UserWarning, match=r"task 't' under .* begin with only 1 different tok") as w:
+        table = tvlens.evaluate(lens, task, {}, shots=2)
+    assert len(w) == 1
+    assert list(table["metric"])[:2] == ["exact_match", "accuracy"]
+    with pytest.warns(UserWarning, match="look at exact_match"):
+        short = tvlens.evaluate(lens, task, {}, shots=2, exact_match=False)
+    assert "exact_match" not in set(short["metric"])
+    shared = ["method", "prompt", "metric"]
+    both = table.merge(short, on=shared, suffixes=("", "_short"))
+    assert len(both) == len(short)
+    assert (both["value"] == both["value_short"]).all()

@@ -31,7 +31,7 @@ def test_the_table_has_a_row_per_method_kind_and_metric(lens, task):
     table = evaluate(lens, task, {"mine": vector()}, shots=2)
     assert list(table.columns) == RESULT_COLUMNS
     assert RESULT_COLUMNS == [
-        "task", "method", "prompt", "metric", "value", "ci_low", "ci_high", "n",
+        "task", "method", "prompt", "metric", "value", "ci_low", "ci_high", "n", "answers",
     ]  # fmt: skip
     metrics = ["accuracy", "cross_entropy", "perplexity", "exact_match"]
     expected = [
@@ -215,7 +215,7 @@ def test_exact_match_is_that_of_generation_by_hand(kind, task):
             prompt = replace(prompt, query=replace(prompt.query, output=word.strip()))
         items.append(prompt)
     prompts = zoo.prompts(*items)
-    length = max(len(answer) for answer in lens.encode(prompts).answers) + 1
+    length = max(len(answer) for (answer,) in lens.encode(prompts).answers) + 1
     frame = prompt_table(lens, prompts, {"mine": made}, kind="zero")
     frame = frame[frame["metric"] == "exact_match"]
     for method, added in (("none", TaskVector.none(lens)), ("mine", made)):

@@ -346,7 +346,7 @@ def batch(rows: list[list[int]] | None = None) -> Batch:
     """The prompts of `ROWS`, or others."""
     rows = ROWS if rows is None else rows
     answers = [[10 + i, 20 + i] for i in range(len(rows))]
-    return Batch.pad(rows, answers)
+    return Batch.pad(rows, [[answer] for answer in answers])
 
 
 def asked_early() -> Batch:

@@ -13,7 +13,7 @@ def outputs_and_batch():
     logits = torch.log(
         torch.tensor([[[0.1, 0.2, 0.7], [0.6, 0.3, 0.1]], [[0.5, 0.25, 0.25], [0.2, 0.7, 0.1]]])
     )
-    batch = zoo.Batch.pad([[1], [1]], [[2, 1], [0]])
+    batch = zoo.Batch.pad([[1], [1]], [[[2, 1]], [[0]]])
     return logits + torch.tensor([3.0, -50.0])[:, None, None], batch
 
 
@@ -41,3 +41,30 @@ def test_outputs_that_are_not_finite_are_refused():
     outputs[0, 1, 2] = torch.nan
     with pytest.raises(NumericalError, match="logits are NaN or infinite in 1 of 4 rows"):
         FirstToken().measure(outputs, batch)
+
+
+def several_answers():
+    """The same outputs where the first prompt has the answers 1 and 2, the second 0 alone."""
+    outputs, _ = outputs_and_batch()
+    return outputs, zoo.Batch.pad([[1], [1]], [[[1, 2], [2]], [[0]]])
+
+
+def test_of_several_right_answers_the_likeliest_counts():
+    outputs, batch = several_answers()
+    expected = torch.tensor([[0.7, 0.3], [0.5, 0.2]])
+    assert torch.allclose(FirstToken().score(outputs, batch), expected, atol=1e-6)
+    assert FirstToken().answered(outputs, batch).tolist() == [[True, False], [True, False]]
+    assert batch.right.tolist() == [[1, 2], [0, 0]]
+    assert batch.target.tolist() == [1, 0]
+
+
+def test_the_gradient_is_that_of_the_likeliest_and_counts_it_once():
+    outputs, batch = several_answers()
+    found = outputs.clone().requires_grad_(True)
+    FirstToken().loss(found, batch).sum().backward()
+    likeliest = torch.tensor([[2, 1], [0, 0]])
+    alone = outputs.clone().requires_grad_(True)
+    torch.nn.functional.cross_entropy(
+        alone.flatten(0, 1), likeliest.flatten(), reduction="sum"
+    ).backward()
+    assert torch.allclose(found.grad, alone.grad, atol=1e-6)

@@ -11,7 +11,7 @@ TEXT = "Q: ab\nA:"
 
 def encode(texts, continuations, **options):
     options = {"prefix": (), "n_ctx": zoo.N_CTX, "d_vocab": zoo.D_VOCAB} | options
-    return encode_text(zoo.tokenizer(), texts, continuations, **options)
+    return encode_text(zoo.tokenizer(), texts, [(text,) for text in continuations], **options)
 
 
 def words(ids):
@@ -23,7 +23,7 @@ def test_prompts_and_answers_are_tokens_in_their_order():
     assert words(batch.inputs[0]) == ["Q", ":", " a", "b", "\n", "A", ":"]
     assert words(batch.inputs[1, -2:]) == ["A", ":"]
     assert batch.mask.tolist() == [[True] * 7, [False] * 5 + [True] * 2]
-    assert [words(answer) for answer in batch.answers] == [[" l", "m"], [" k"]]
+    assert [words(answer) for (answer,) in batch.answers] == [[" l", "m"], [" k"]]
     assert words(batch.target) == [" l", " k"]
     assert batch.query.tolist() == [6, 6]
     assert len(batch) == 2
@@ -33,10 +33,10 @@ def test_padding_holds_the_pad_token_or_else_zero():
     tokenizer = zoo.tokenizer()
     tokenizer.pad_token = "<eos>"
     options = {"prefix": (), "n_ctx": zoo.N_CTX, "d_vocab": zoo.D_VOCAB}
-    batch = encode_text(tokenizer, [TEXT, "A:"], [" k", " k"], **options)
+    batch = encode_text(tokenizer, [TEXT, "A:"], [[" k"], [" k"]], **options)
     assert batch.inputs[1, 0] == 3
     tokenizer.pad_token = None
-    batch = encode_text(tokenizer, [TEXT, "A:"], [" k", " k"], **options)
+    batch = encode_text(tokenizer, [TEXT, "A:"], [[" k"], [" k"]], **options)
     assert batch.inputs[1, 0] == 0
 
 
@@ -56,7 +56,7 @@ def test_the_prefix_is_what_the_tokenizer_itself_puts_before_a_text():
 def test_special_tokens_come_from_the_prefix_alone():
     options = {"prefix": (), "n_ctx": zoo.N_CTX, "d_vocab": zoo.D_VOCAB}
     plain = encode([TEXT], [" k"])
-    marked = encode_text(zoo.tokenizer(bos=True, eos=True), [TEXT], [" k"], **options)
+    marked = encode_text(zoo.tokenizer(bos=True, eos=True), [TEXT], [[" k"]], **options)
     assert torch.equal(plain.inputs, marked.inputs)
     assert plain.answers == marked.answers
 
@@ -112,4 +112,4 @@ def test_joined_batches_keep_prompts_queries_and_answers():
     last = joined.inputs[torch.arange(len(joined)), joined.query]
     assert last.tolist() == [row[-1] for row in rows]
     assert joined.answers == tuple(a for part in parts for a in part.answers)
-    assert joined.target.tolist() == [answer[0] for answer in joined.answers]
+    assert joined.target.tolist() == [answer[0] for (answer,) in joined.answers]

@@ -147,9 +147,9 @@ def test_prompts_on_both_sides_of_a_switch_of_rotary_angles_are_refused():
         expected = [model(torch.tensor([row])).logits[0, -1] for row in rows]
     backend = BridgeBackend(bridge_from_huggingface(model, None, torch.float32), "mine")
     for row, logits in zip(rows, expected, strict=True):
-        alone = Batch.pad([row], [[0]])
+        alone = Batch.pad([row], [[[0]]])
         assert zoo.off(backend.forward(alone.inputs, alone.mask)[0, -1], logits) < 1e-4
-    both = Batch.pad(rows, [[0], [0]])
+    both = Batch.pad(rows, [[[0]], [[0]]])
     words = "'mine' turns queries and keys by other angles in prompts of more than 16 tokens, and "
     with pytest.raises(ModelError, match=words + "these are of 10 to 20"):
         backend.forward(both.inputs, both.mask)

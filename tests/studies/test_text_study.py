@@ -128,7 +128,7 @@ def manifest(folder: Path) -> dict[str, Any]:
 def test_every_method_has_every_metric_on_every_kind_of_prompt(folder):
     results = table(folder, "results")
     assert list(results.columns) == (
-        ["task", "method", "prompt", "metric", "value", "ci_low", "ci_high", "n"]
+        ["task", "method", "prompt", "metric", "value", "ci_low", "ci_high", "n", "answers"]
     )
     kinds = [("none", "zero"), ("none", "shuffled"), ("icl", "clean")]
     kinds += [(m, prompt) for m in WITH_VECTOR for prompt in ("zero", "shuffled", "clean")]

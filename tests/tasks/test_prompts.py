@@ -29,16 +29,16 @@ def test_without_demonstrations_only_the_question_stands():
 def test_every_field_of_a_template_is_used():
     template = Template("<", ">", "|", ";", "_", "Say it")
     assert template.render(DEMOS, "in") == "Say it;<hot|>_cold;<up|>_down;<in|>"
-    assert prompt(template=template).continuation == "_out"
+    assert prompt(template=template).continuations == ("_out",)
 
 
 def test_text_and_continuation_make_one_more_demonstration():
     longer = Template().render((*DEMOS, QUERY), "x")
-    assert longer == prompt().text + prompt().continuation + "\n\nQ: x\nA:"
+    assert longer == prompt().text + prompt().continuations[0] + "\n\nQ: x\nA:"
 
 
 def test_prompt_answers():
-    assert (prompt().answer, prompt().continuation) == ("out", " out")
+    assert (prompt().answer, prompt().continuations) == ("out", (" out",))
 
 
 def test_values_are_frozen():
@@ -63,7 +63,7 @@ def test_indexing_gives_a_prompt_for_an_int_and_prompts_otherwise():
 def test_lists_follow_the_order_of_items():
     some = prompts(prompt(query=Pair("a", "1")), prompt(query=Pair("b", "2")))
     assert some.answers == ["1", "2"]
-    assert some.continuations == [" 1", " 2"]
+    assert some.continuations == [(" 1",), (" 2",)]
     assert [text[-7:] for text in some.texts] == ["Q: a\nA:", "Q: b\nA:"]
 
 

@@ -195,6 +195,18 @@ def test_shuffling_keeps_as_few_labels_as_any_permutation_could(outputs):
         assert kept(demos, shown) == fewest
 
 
+def test_shuffled_labels_are_not_right_by_another_answer_where_that_can_be():
+    demos = [Pair("a", "1", ("2",)), Pair("b", "2"), Pair("c", "3"), Pair("d", "4", ("1",))]
+    for seed in range(20):
+        shown = shuffle_labels(demos, demos, random.Random(seed))
+        assert Counter(demo.output for demo in shown) == Counter("1234")
+        assert all(
+            label.output not in demo.answers for demo, label in zip(demos, shown, strict=True)
+        )
+    alone = shuffle_labels(demos[:1], demos, random.Random(0))
+    assert alone[0].output in "34"
+
+
 def test_shuffling_is_random_and_reaches_every_place():
     demos = [Pair(str(i), str(i)) for i in range(4)]
     shown = [shuffle_labels(demos, demos, random.Random(seed)) for seed in range(60)]
@@ -269,6 +281,17 @@ def test_queries_from_elsewhere_and_none():
         task.prompts("test", queries=[])
 
 
+def test_right_answers_are_checked():
+    with pytest.raises(TaskError, match="the right answers to 'a' repeat one"):
+        Task("t", (Pair("a", "b", ("c", "b")),), "", "", "")
+    with pytest.raises(TaskError, match="has an empty string"):
+        Task("t", (Pair("a", "b", ("",)),), "", "", "")
+    with pytest.raises(TaskError, match=r"the pair of 'a' holds half a surrogate pair, '.ud800'"):
+        Task("t", (Pair("a", "b", ("x\ud800",)),), "", "", "")
+    with pytest.raises(TaskError, match="template: opening holds half a surrogate pair"):
+        Template(opening="\udc00")
+
+
 def test_task_values_are_checked():
     with pytest.raises(TaskError, match="task 'x' is empty"):
         Task("x", (), "", "", "")
@@ -284,115 +307,6 @@ def test_digest_depends_on_the_pairs_and_their_order_only():
     assert digest == Task("y", (a, b), "other", "other", "other").digest
     assert digest != Task("x", (b, a), "", "", "").digest
     assert re.fullmatch("[0-9a-f]{64}", digest)
-
-
-# Files
-
-
-def test_load_file_reads_the_public_format(tmp_path):
-    entries = [{"input": " a b ", "output": "ä"}, {"input": 7, "output": 1.5, "id": 3}]
-    task = tasks.load_file(write(tmp_path / "my_task.json", entries))
-    assert task.pairs == (Pair("a b", "ä"), Pair("7", "1.5"))
-    assert (task.name, task.source) == ("my_task", "my_task.json")
-    assert task.licence == "not stated in the file"
-
-
-def test_load_file_reads_the_shipped_format(tmp_path):
-    header = {"name": "n", "description": "d", "source": "s", "licence": "MIT"}
-    content = header | {"pairs": [{"input": "a", "output": "b"}]}
-    assert tasks.load_file(write(tmp_path / "f.json", content)) == Task(
-        "n", (Pair("a", "b"),), "d", "s", "MIT"
-    )
-
-
-def test_identical_pairs_are_merged(tmp_path):
-    entries = [{"input": "a", "output": "b"}, {"input": "c", "output": "d"}]
-    task = tasks.load_file(write(tmp_path / "f.json", entries + entries[:1]))
-    assert task.pairs == (Pair("a", "b"), Pair("c", "d"))
-
-
-def test_different_outputs_of_one_input_are_refused_or_dropped(tmp_path):
-    entries = [{"input": i, "output": o} for i, o in ("ab", "cd", "ae", "fg", "fh", "ab")]
-    path = write(tmp_path / "f.json", entries)
-    message = r"the input 'a' has different outputs, 'b' and 'e' \(2 such .* duplicates='drop'"
-    with pytest.raises(TaskError, match=message):
-        tasks.load_file(path)
-    task = tasks.load_file(path, duplicates="drop")
-    assert task.pairs == (Pair("c", "d"),)
-    assert "2 inputs with different outputs left out" in task.description
-
-
-def test_nothing_left_after_dropping(tmp_path):
-    path = write(tmp_path / "f.json", [{"input": "a", "output": o} for o in "bc"])
-    with pytest.raises(TaskError, match="empty once the 1 inputs with different outputs"):
-        tasks.load_file(path, duplicates="drop")
-
-
-def test_unknown_duplicates(tmp_path, unchecked):
-    with pytest.raises(TaskError, match="duplicates='keep': expected 'error' or 'drop'"):
-        tasks.load_file(tmp_path / "f.json", duplicates="keep")
-
-
-PAIR = {"input": "a", "output": "b"}
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ([], "is empty: it holds no pairs; add at least one"),
-        ({"pairs": []}, "is empty: it holds no pairs"),
-        ({}, r"expected a list of .* found an object with the keys \(none\)"),
-        ({"a": "b"}, r"expected a list of .* found an object with the keys 'a'; wrap"),
-        ("a", "expected a list of .* found a string"),
-        (None, "expected a list of .* found null"),
-        ([PAIR, "a"], "pair 2: expected an object with 'input' and 'output', found a string"),
-        ([{"input": "a"}], "pair 1: the key 'output' is missing, found .* keys 'input'"),
-        ([PAIR, {"output": "a"}], "pair 2: the key 'input' is missing"),
-        ([{"input": "a", "output": None}], "pair 1: 'output' is null, expected a string"),
-        ([{"input": ["a"], "output": "b"}], "pair 1: 'input' is a list, expected a string"),
-        ([{"input": "a", "output": True}], "pair 1: 'output' is true or false, expected"),
-        ([{"input": "a", "output": " "}], "pair 1: 'output' is an empty string; correct"),
-        ([{"input": float("nan"), "output": "b"}], "'input' is a number that is not finite"),
-        ({"name": 3, "pairs": [PAIR]}, "'name' is a number, expected a text"),
-    ],
-)
-def test_content_that_cannot_be_used_is_named(tmp_path, content, message):
-    path = write(tmp_path / "bad.json", content)
-    with pytest.raises(TaskError, match=f"bad.json.*{message}"):
-        tasks.load_file(path)
-
-
-def test_files_that_cannot_be_read(tmp_path):
-    with pytest.raises(TaskError, match=r"none.json cannot be read: No such file .* check the"):
-        tasks.load_file(tmp_path / "none.json")
-    with pytest.raises(TaskError, match="cannot be read: Is a directory"):
-        tasks.load_file(tmp_path)
-    path = tmp_path / "bad.json"
-    path.write_text("[{'input': 1}]", encoding="utf-8")
-    with pytest.raises(TaskError, match=r"bad.json is not JSON: .*line 1"):
-        tasks.load_file(path)
-    path.write_bytes(b'[{"input": "\xff", "output": "b"}]')
-    with pytest.raises(TaskError, match=r"bad.json is not UTF-8 text: byte 12"):
-        tasks.load_file(path)
-
-
-def test_load_folder(tmp_path):
-    for name in ("b", "a"):
-        write(tmp_path / f"{name}.json", [PAIR])
-    (tmp_path / "README.md").write_text("text")
-    write(tmp_path / ".hidden.json", [])
-    assert list(tasks.load_folder(tmp_path)) == ["a", "b"]
-    write(tmp_path / "c.json", [PAIR, {"input": "a", "output": "c"}, {"input": "x", "output": "y"}])
-    with pytest.raises(TaskError, match=r"c.json: the input 'a'"):
-        tasks.load_folder(tmp_path)
-    assert tasks.load_folder(tmp_path, duplicates="drop")["c"].pairs == (Pair("x", "y"),)
-
-
-def test_folders_that_hold_nothing(tmp_path):
-    with pytest.raises(TaskError, match=r"holds no \*.json file"):
-        tasks.load_folder(tmp_path)
-    with pytest.raises(TaskError, match="nowhere: no such folder"):
-        tasks.load_folder(tmp_path / "nowhere")
 
 
 def test_unknown_task_gives_the_nearest_names():

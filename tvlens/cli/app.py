@@ -6,8 +6,9 @@ found, so that help, lists and most mistakes come at once.
 
 import signal
 import sys
+import warnings
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -70,6 +71,10 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise Stopped
 
 
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    complain(str(message), "warning")
+
+
 def main() -> None:
     """Run the command line; mistakes and Ctrl-C end in one line, not in a traceback."""
     # Click turns a KeyboardInterrupt into a word that does not say how to go on.
@@ -77,7 +82,9 @@ def main() -> None:
     if callable(before):
         signal.signal(signal.SIGINT, _stop)
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            app()
     except TvlensError as error:
         complain(str(error))
         sys.exit(2)

@@ -13,8 +13,9 @@ from tvlens.cli.options import (
     SeedOption,
     complete_shipped,
 )
-from tvlens.console import progress_bar, say, show
-from tvlens.errors import UnknownNameError
+from tvlens.console import complain, progress_bar, say, show
+from tvlens.errors import TaskError, UnknownNameError
+from tvlens.tasks.text.files import read_folder
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -61,10 +62,11 @@ def _list_families() -> None:
 
 def list_tasks(data: DataOption = None, duplicates: DuplicatesOption = "error") -> None:
     """The shipped tasks, or those of a folder."""
+    left_out: list[TaskError] = []
     if data is None:
         found = {name: tasks.load(name) for name in tasks.names()}
     else:
-        found = tasks.load_folder(data, duplicates=duplicates)
+        found, left_out = read_folder(data, duplicates=duplicates)
     show(
         [
             {
@@ -76,6 +78,8 @@ def list_tasks(data: DataOption = None, duplicates: DuplicatesOption = "error") 
             for name, task in found.items()
         ]
     )
+    for error in left_out:
+        complain(f"left out: {error}", "warning")
     if data is None:
         say("Sources and licences: tvlens.tasks.load(NAME).source and .licence, in Python.")
 

@@ -12,7 +12,7 @@ from tvlens import tasks as text_tasks
 from tvlens.console import say
 from tvlens.errors import RunError, ShapeError, TaskError, UnknownNameError
 from tvlens.tasks import Task
-from tvlens.tasks.text.files import Duplicates
+from tvlens.tasks.text.files import Duplicates, load_named, task_files
 
 if TYPE_CHECKING:
     from tvlens.lens.lens import Lens
@@ -54,7 +54,7 @@ def complete_templates(incomplete: str) -> list[str]:
 def complete_tasks(ctx: Any, incomplete: str) -> list[str]:
     """The list of tasks so far, continued by each shipped one or one in the folder of --data."""
     data = ctx.params.get("data")
-    own = [] if data is None else sorted(file.stem for file in Path(data).glob("*.json"))
+    own = [] if data is None else task_files(Path(data))
     return _continued(incomplete, [*own, *text_tasks.names()])
 
 
@@ -79,11 +79,17 @@ TasksOption = Annotated[
 ]
 DataOption = Annotated[
     Path | None,
-    typer.Option("--data", help="Folder of NAME.json task files, looked in before shipped tasks."),
+    typer.Option(
+        "--data",
+        help="Folder of task files (.json, .jsonl, .csv, .tsv), looked in before shipped tasks.",
+    ),
 ]
 DuplicatesOption = Annotated[
-    Literal["error", "drop"],
-    typer.Option("--duplicates", help="What to do with inputs that have different outputs."),
+    Literal["error", "drop", "merge"],
+    typer.Option(
+        "--duplicates",
+        help="What to do with inputs that have different outputs; merge takes all as right.",
+    ),
 ]
 OutOption = Annotated[
     Path, typer.Option("--out", help="Run folder; the same command into it resumes.")
@@ -139,7 +145,7 @@ def read_tasks(
 
     Args:
         names: names separated by commas.
-        data: folder of NAME.json files, looked in before the shipped tasks.
+        data: folder of task files, looked in before the shipped tasks.
         duplicates: what to do where one input has different outputs.
         template: their layout, by name or file; that of chats is told by the model (`lay_out`).
 
@@ -152,15 +158,15 @@ def read_tasks(
     if not wanted:
         raise UnknownNameError("--tasks names no task; expected names separated by commas")
     if data is not None and not data.is_dir():
-        raise TaskError(f"--data {data}: no such folder; expected one that holds NAME.json files")
+        raise TaskError(f"--data {data}: no such folder; expected one that holds task files")
+    there = {} if data is None else task_files(data)
     found = {}
     for name in wanted:
-        path = None if data is None else data / f"{name}.json"
-        if path is not None and path.exists():
-            found[name] = replace(text_tasks.load_file(path, duplicates=duplicates), name=name)
+        if data is not None and name in there:
+            found[name] = load_named(data, name, duplicates=duplicates)
         elif data is not None and name not in text_tasks.names():
-            there = sorted(file.stem for file in data.glob("*.json"))
             near = difflib.get_close_matches(name, [*there, *text_tasks.names()], cutoff=0.5)
+            near += [other for other in there if other.endswith(f"/{name}")]
             hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
             raise UnknownNameError(
                 f"unknown task {name!r}: {hint}{data} holds {len(there)} tasks, which `tvlens "
@@ -182,8 +188,12 @@ def lay_out(chosen: dict[str, Task], template: str | None, lens: "Lens") -> dict
     """
     if template != CHAT:
         return chosen
-    layout = text_tasks.chat_template(lens.backend.tokenizer)
-    return {name: task.with_template(layout) for name, task in chosen.items()}
+    tokenizer, laid_out = lens.backend.tokenizer, {}
+    for name, task in chosen.items():
+        instruction = task.template.instruction or None
+        layout = text_tasks.chat_template(tokenizer, instruction=instruction)
+        laid_out[name] = task.with_template(layout)
+    return laid_out
 
 
 def named_files(texts: Sequence[str]) -> dict[str, Path]:

@@ -1,5 +1,6 @@
 """Whether a model generates the whole answer, and ends it there."""
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
@@ -20,7 +21,7 @@ def whole_answers(
     started: Bool[Tensor, "batch variant"],
     template: Template | None,
 ) -> Float[Tensor, "batch variant"]:
-    """1 where the greedy continuation is the whole answer and nothing else, else 0.
+    """1 where the greedy continuation is a whole right answer and nothing else, else 0.
 
     An answer ends where the text does (an end token), where its line does, or where what the
     template puts between two pairs begins. Answers of several lines end behind their last one.
@@ -43,18 +44,35 @@ def whole_answers(
     behind = _behind(template) if template is not None else ""
     # So many tokens more than the answer that what ends it is seen whole.
     more = len(tokenizer(behind, add_special_tokens=False).input_ids) if as_text else 0
-    length = max(len(answer) for answer in answers) + max(1, more)
+    length = max(len(answer) for each in answers for answer in each) + max(1, more)
     tokens = engine.generate(reading, edit.of_variants(alive), length).cpu()
-    texts = texts_of(engine, answers) if as_text else []
+    texts = [texts_of(engine, each) for each in answers] if as_text else []
     for column, variant in enumerate(alive.tolist()):
         said = tokens[:, column].tolist()
         if as_text:
             pairs = zip(texts_of(engine, said), texts, strict=True)
-            found = [_is_whole(text, answer, behind) for text, answer in pairs]
+            found = [any(_is_whole(text, a, behind) for a in each) for text, each in pairs]
         else:
-            found = [ids[: len(a)] == list(a) for ids, a in zip(said, answers, strict=True)]
+            found = [
+                any(ids[: len(a)] == list(a) for a in each)
+                for ids, each in zip(said, answers, strict=True)
+            ]
         right[:, variant] = torch.tensor(found, dtype=right.dtype)
     return right
+
+
+def first_tokens_tell(answers: Sequence[Sequence[Sequence[int]]]) -> tuple[int, bool]:
+    """How many first tokens the answers begin with, and whether these tell answers apart.
+
+    They do unless more than half of the prompts have an answer that begins as another answer does.
+
+    Args:
+        answers: token ids of all right answers, for every prompt; those shown first are looked at.
+    """
+    asked = [tuple(each[0]) for each in answers]
+    begun = Counter(answer[0] for answer in set(asked))
+    ties = sum(begun[answer[0]] > 1 for answer in asked)
+    return len(begun), 2 * ties <= len(asked)
 
 
 def texts_of(engine: Engine[Any], rows: Sequence[Sequence[int]]) -> list[str]:

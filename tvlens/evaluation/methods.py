@@ -1,6 +1,7 @@
 """Methods against the same test prompts: one tidy table."""
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tvlens.errors import ModelError, UnknownNameError, VectorError
-from tvlens.evaluation.answers import whole_answers
+from tvlens.evaluation.answers import first_tokens_tell, whole_answers
 from tvlens.lens.lens import Lens
 from tvlens.stats import Interval, bootstrap_mean
 from tvlens.tasks.base import KINDS, PromptKind, PromptSet, PromptSource, Split
@@ -21,6 +22,7 @@ from tvlens.vectors.catalogue import load_vector
 from tvlens.vectors.vector import TaskVector, Vector, edits_of
 
 RESULT_COLUMNS = ["task", "method", "prompt", "metric", "value", "ci_low", "ci_high", "n"]
+RESULT_COLUMNS += ["answers"]
 BARE = "bare"
 """The method that adds nothing, which is always measured."""
 
@@ -37,11 +39,18 @@ class Measured:
         methods: names of the methods; `bare` is the first.
         measures: names of the measures.
         values: the measures; those of several draws are averaged, prompt by prompt.
+        answers: right answers of the prompt that has most.
+        first_tokens: that its right answers begin with.
+        telling: whether first tokens tell the answers of different prompts apart
+            (`first_tokens_tell`).
     """
 
     methods: tuple[str, ...]
     measures: tuple[str, ...]
     values: Float[Tensor, "prompt method measure"]
+    answers: int = 1
+    first_tokens: int = 0
+    telling: bool = True
 
     def of(self, method: str, measure: str) -> Float[Tensor, " prompt"]:
         """One measure of one method on every prompt."""
@@ -85,10 +94,12 @@ def evaluate(
         progress: called with the number of prompts finished, of all kinds together.
 
     Returns:
-        A tidy table with columns task, method, prompt, metric, value, ci_low, ci_high, n. Metrics
-        are the measures of the lens' readout; for text accuracy and cross_entropy (first answer
-        token; cross-entropy in nats), perplexity, and exact_match (the first line of the greedy
-        continuation is the answer).
+        A tidy table with columns task, method, prompt, metric, value, ci_low, ci_high, n (number
+        of prompts), answers (right answers of the prompt that has most). Metrics are the measures
+        of the lens' readout; for text accuracy and cross_entropy (first answer token; cross-entropy
+        in nats), perplexity, and exact_match (the greedy continuation is the answer). Any right
+        answer counts in accuracy and exact_match, the likeliest in cross_entropy. Where first
+        tokens do not tell answers apart, a warning says so, and exact_match comes first.
 
     Raises:
         UnknownNameError: a method is called `none`, `icl` or `bare`, or is for kinds of prompts
@@ -107,17 +118,28 @@ def evaluate(
         )
     vectors = {name: _by_kind(lens, name, method, kinds) for name, method in methods.items()}
     rows: list[dict[str, Any]] = []
+    telling = True
     for kind in kinds:
         prompts = task.prompts(split, shots=shots, n=n, seed=seed, kind=kind)
         asked = {name: given[kind] for name, given in vectors.items() if kind in given}
         found = evaluate_prompts(lens, prompts, asked, exact_match=exact_match, progress=progress)
+        if telling and not found.telling:
+            telling = False
+            warnings.warn(
+                f"task {task.name!r} under {lens.name!r}: its answers begin with only "
+                f"{found.first_tokens} different tokens, which most of them share with others, so "
+                "that first-token accuracy and cross-entropy say little; look at exact_match",
+                stacklevel=2,
+            )
         for method in found.methods:
             label = method if method != BARE else "icl" if kind == "clean" else "none"
             for metric in found.measures:
                 interval = bootstrap_mean(found.of(method, metric), seed=seed)
-                rows.append(_row(task.name, label, kind, metric, interval))
+                intervals = {metric: interval}
                 if metric == "cross_entropy":
-                    rows.append(_row(task.name, label, kind, "perplexity", interval.map(math.exp)))
+                    intervals["perplexity"] = interval.map(math.exp)
+                for name, each in intervals.items():
+                    rows.append(_row(task.name, label, kind, name, each, found.answers))
     return pd.DataFrame(rows, columns=RESULT_COLUMNS)
 
 
@@ -159,8 +181,10 @@ def evaluate_prompts(
     batch = lens.encode(prompts)
     template = prompts.template if isinstance(prompts, Prompts) else None
     names = [measure.name for measure in lens.readout.measures]
+    answers = max(1, *map(len, batch.answers)) if lens.readout.has_text else 1
+    first_tokens, telling = first_tokens_tell(batch.answers) if lens.readout.has_text else (0, True)
     if exact_match:
-        names.append("exact_match")
+        names = [*names, "exact_match"] if telling else ["exact_match", *names]
     measured = torch.full((len(batch), len(every), len(names)), torch.nan, dtype=torch.float64)
     done = 0
     with lens.frozen(), torch.no_grad():
@@ -174,14 +198,16 @@ def evaluate_prompts(
                     if exact_match:
                         started = lens.readout.answered(outputs, reading.batch)
                         right = whole_answers(engine, reading, piece, started, template)
-                        values[-1] = torch.cat([values[-1], right[..., None]], dim=-1)
+                        parts = [values[-1], right[..., None]]
+                        values[-1] = torch.cat(parts if telling else parts[::-1], dim=-1)
                 measured[rows, index] = torch.cat(values, dim=1)
             done = rows.stop
             if progress is not None:
                 progress(len(reading))
     sizes = [len(each) for each in draws.values()]
     means = [part.mean(dim=1) for part in measured.split(sizes, dim=1)]
-    return Measured(tuple(draws), tuple(names), torch.stack(means, dim=1))
+    measures, by_method = tuple(names), torch.stack(means, dim=1)
+    return Measured(tuple(draws), measures, by_method, answers, first_tokens, telling)
 
 
 _LISTED = ", ".join(map(repr, KINDS))
@@ -233,7 +259,9 @@ def _draws(lens: Lens, name: str, given: Draws) -> Sequence[Vector]:
     return [vector for vector in given if isinstance(vector, Vector)]
 
 
-def _row(task: str, method: str, kind: str, metric: str, interval: Interval) -> dict[str, Any]:
+def _row(
+    task: str, method: str, kind: str, metric: str, interval: Interval, answers: int
+) -> dict[str, Any]:
     return {
         "task": task,
         "method": method,
@@ -243,4 +271,5 @@ def _row(task: str, method: str, kind: str, metric: str, interval: Interval) -> 
         "ci_low": interval.low,
         "ci_high": interval.high,
         "n": interval.n,
+        "answers": answers,
     }

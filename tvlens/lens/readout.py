@@ -52,7 +52,7 @@ class Readout(Protocol):
 
 
 class FirstToken:
-    """Text: the first token of the right answer."""
+    """Text: the first token of the right answer, or of the likeliest of several right ones."""
 
     score_name = "probability"
     has_text = True
@@ -60,7 +60,9 @@ class FirstToken:
 
     def loss(self, outputs: Outputs, batch: Batch) -> Float[Tensor, "batch variant"]:
         """Cross-entropy of the first answer token, in nats."""
-        return -target_log_prob(outputs, batch.target[:, None].expand(outputs.shape[:2]))
+        columns = batch.right.unbind(dim=1)
+        found = [target_log_prob(outputs, _beside(outputs, column)) for column in columns]
+        return -torch.stack(found).amax(dim=0)
 
     def score(self, outputs: Outputs, batch: Batch) -> Float[Tensor, "batch variant"]:
         """Probability of the first answer token."""
@@ -72,8 +74,13 @@ class FirstToken:
         return torch.stack([self.answered(outputs, batch).to(loss.dtype), loss], dim=-1)
 
     def answered(self, outputs: Outputs, batch: Batch) -> Bool[Tensor, "batch variant"]:
-        """Whether the first answer token is the likeliest."""
-        return is_top1(outputs, batch.target[:, None].expand(outputs.shape[:2]))
+        """Whether the first token of a right answer is the likeliest."""
+        columns = batch.right.unbind(dim=1)
+        return torch.stack([is_top1(outputs, _beside(outputs, c)) for c in columns]).any(dim=0)
+
+
+def _beside(outputs: Outputs, column: Int[Tensor, " batch"]) -> Int[Tensor, "batch variant"]:
+    return column[:, None].expand(outputs.shape[:2])
 
 
 class SquaredError:

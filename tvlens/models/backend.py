@@ -231,7 +231,7 @@ class Backend(ABC):
         generator = torch.Generator().manual_seed(0)
         n = telling_length(self.config)
         tokens = torch.randint(self.d_vocab, (2, n), generator=generator).tolist()
-        return Batch.pad([tokens[0], tokens[1][: max(1, n - 2)]], [[0], [0]]).to(self.device)
+        return Batch.pad([tokens[0], tokens[1][: max(1, n - 2)]], [[[0]], [[0]]]).to(self.device)
 
     def forward(
         self, inputs: Tensor, mask: Bool[Tensor, "batch pos"]

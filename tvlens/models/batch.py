@@ -21,8 +21,9 @@ class Batch:
         mask: True at real inputs.
         query: column at which each prompt is asked, the query position: that of its last input, or
             an earlier one for prompts asked at several positions.
-        target: first token of the right answer, or the right number.
-        answers: all tokens of the right answer, per prompt; empty for numbers.
+        target: first token of the right answer, or the right number; of several right answers,
+            that of the one shown in demonstrations, which stands first.
+        answers: all tokens of every right answer, per prompt; empty for numbers.
         shared: so many neighbouring rows hold the same inputs, asked at different positions; they
             are read once.
     """
@@ -31,7 +32,7 @@ class Batch:
     mask: Bool[Tensor, "batch pos"]
     query: Int[Tensor, " batch"]
     target: Int[Tensor, " batch"] | Float[Tensor, " batch"]
-    answers: tuple[tuple[int, ...], ...]
+    answers: tuple[tuple[tuple[int, ...], ...], ...]
     shared: int = 1
 
     def __len__(self) -> int:
@@ -53,10 +54,20 @@ class Batch:
         """Number of the prompt behind every row, counting prompts that rows share once."""
         return torch.arange(len(self), device=self.inputs.device) // self.shared
 
+    @property
+    def right(self) -> Int[Tensor, "batch answer"]:
+        """First tokens of all right answers; prompts that have fewer repeat their first."""
+        most = max(map(len, self.answers))
+        if most == 1:
+            return self.target[:, None]
+        rows = [[answer[0] for answer in each] for each in self.answers]
+        padded = [[*row, *row[:1] * (most - len(row))] for row in rows]
+        return torch.tensor(padded, device=self.target.device)
+
     def _map(
         self,
         change: Callable[[Tensor], Tensor],
-        answers: tuple[tuple[int, ...], ...],
+        answers: tuple[tuple[tuple[int, ...], ...], ...],
         shared: int = 1,
     ) -> "Batch":
         inputs, mask = change(self.inputs), change(self.mask)
@@ -123,7 +134,7 @@ class Batch:
     def pad(
         cls,
         rows: Sequence[Sequence[int]],
-        answers: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[Sequence[int]]],
         *,
         pad_id: int = 0,
     ) -> "Batch":
@@ -131,7 +142,7 @@ class Batch:
 
         Args:
             rows: token ids of each prompt.
-            answers: token ids of each right answer, at least one each.
+            answers: token ids of every right answer, at least one of one token for each prompt.
             pad_id: id written into padding.
         """
         width = max(len(row) for row in rows)
@@ -141,5 +152,6 @@ class Batch:
             inputs[i, width - len(row) :] = torch.tensor(row, dtype=torch.long)
             mask[i, width - len(row) :] = True
         query = torch.full((len(rows),), width - 1)
-        target = torch.tensor([answer[0] for answer in answers], dtype=torch.long)
-        return cls(inputs, mask, query, target, tuple(tuple(a) for a in answers))
+        target = torch.tensor([each[0][0] for each in answers], dtype=torch.long)
+        kept = tuple(tuple(map(tuple, each)) for each in answers)
+        return cls(inputs, mask, query, target, kept)

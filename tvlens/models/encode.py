@@ -20,7 +20,7 @@ def special_prefix(tokenizer: Any) -> list[int]:
 def encode_text(
     tokenizer: Any,
     texts: Sequence[str],
-    continuations: Sequence[str],
+    continuations: Sequence[Sequence[str]],
     *,
     prefix: Sequence[int],
     n_ctx: int,
@@ -31,7 +31,7 @@ def encode_text(
     Args:
         tokenizer: a Hugging Face tokenizer.
         texts: prompts.
-        continuations: right answers, with the space that precedes them.
+        continuations: right answers of each, with the space that precedes them.
         prefix: special tokens put before every prompt.
         n_ctx: longest sequence that the model takes.
         d_vocab: number of tokens that the model has.
@@ -50,11 +50,13 @@ def encode_text(
     if not texts:
         raise TaskError("no prompts to encode: expected at least one, got 0; ask for n >= 1")
     prompts = tokenizer(list(texts), add_special_tokens=False).input_ids
-    whole = tokenizer(
-        [t + c for t, c in zip(texts, continuations, strict=True)], add_special_tokens=False
-    ).input_ids
-    rows, answers = [], []
-    for text, continuation, prompt, full in zip(texts, continuations, prompts, whole, strict=True):
+    asked = [
+        (i, continuation) for i, several in enumerate(continuations) for continuation in several
+    ]
+    whole = tokenizer([texts[i] + after for i, after in asked], add_special_tokens=False).input_ids
+    answers: list[list[list[int]]] = [[] for _ in texts]
+    for (i, continuation), full in zip(asked, whole, strict=True):
+        text, prompt = texts[i], prompts[i]
         answer = full[len(prompt) :]
         if full[: len(prompt)] != prompt:
             raise TaskError(
@@ -79,10 +81,10 @@ def encode_text(
                 f"{d_vocab - 1}; the tokenizer is larger than the model: give the one it was "
                 "trained with, or leave this prompt out"
             )
-        rows.append([*prefix, *prompt])
-        answers.append(answer)
+        answers[i].append(answer)
     pad_id = tokenizer.pad_token_id
     # Padding is hidden, but it must be a token of the model.
+    rows = [[*prefix, *prompt] for prompt in prompts]
     return Batch.pad(rows, answers, pad_id=pad_id if pad_id and pad_id < d_vocab else 0)
 
 
@@ -110,4 +112,4 @@ def encode_tokens(
                 f"row {i} has {len(row)} tokens up to {max(row)}; the model's context holds "
                 f"{n_ctx}, and its tokens are 0 to {d_vocab - 1}"
             )
-    return Batch.pad(rows, answers)
+    return Batch.pad(rows, [[answer] for answer in answers])

@@ -87,8 +87,8 @@ def require_same(backend: Backend, reference: Reference) -> None:
         ModelError: the logits differ; the message says by how much.
     """
     limit = max(_LIMIT.get(backend.dtype, _LIMIT[torch.bfloat16]), 3 * reference.noise)
-    alone = [Batch.pad([list(row)], [[0]]) for row in reference.rows]
-    together = Batch.pad([list(row) for row in reference.rows], [[0]] * len(reference.rows))
+    alone = [Batch.pad([list(row)], [[[0]]]) for row in reference.rows]
+    together = Batch.pad([list(row) for row in reference.rows], [[[0]]] * len(reference.rows))
     for batch, kept in (
         *((one, [logits]) for one, logits in zip(alone, reference.logits, strict=True)),
         (together, reference.logits),

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from tvlens import figures
 from tvlens.console import progress_bar
-from tvlens.evaluation.methods import RESULT_COLUMNS, evaluate
+from tvlens.evaluation.methods import evaluate
 from tvlens.lens.heads import HeadMeans
 from tvlens.lens.lens import Lens
 from tvlens.runs.run import Run
@@ -122,7 +122,7 @@ class TextPlan:
                 )
             return {"results": table}
 
-        return run.step(f"{self.task.name}/evaluation", compute)["results"][RESULT_COLUMNS]
+        return run.step(f"{self.task.name}/evaluation", compute)["results"]
 
     def facts(self) -> None:
         """All tasks have the same model, which the manifest names."""

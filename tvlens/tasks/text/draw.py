@@ -9,10 +9,13 @@ never shares its stream with another one.
 import random
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 from tvlens.errors import TaskError
 from tvlens.tasks.streams import stream
 from tvlens.tasks.text.prompts import Pair
+
+_TRIES = 20
 
 
 def draw_queries(pool: Sequence[Pair], n: int | None, *, seed: int, split: str) -> list[Pair]:
@@ -40,7 +43,8 @@ def shuffle_labels(
     more do. In a list sorted by output, taking the label `m` places further on reaches that bound.
     The list is put in random order first, so that the permutation is random. Demonstrations that
     all have one output (always so with one shot) take the outputs of other pairs, since no
-    permutation could change them.
+    permutation could change them. Where inputs have several right answers, a label may be right
+    without being its own: the permutation with the fewest such labels of some is taken.
 
     Raises:
         TaskError: All demonstrations and all other pairs have the same output.
@@ -55,7 +59,22 @@ def shuffle_labels(
                 "shuffled label must differ from the true one; use a task with at least two "
                 "different outputs, or kind='zero'"
             )
-        return tuple(Pair(demo.input, rng.choice(foreign)) for demo in demos)
+        wrong = [[text for text in foreign if text not in demo.also] or foreign for demo in demos]
+        return tuple(
+            Pair(demo.input, rng.choice(labels)) for demo, labels in zip(demos, wrong, strict=True)
+        )
+    best = _permuted(demos, rng)
+    for _ in range(_TRIES if any(demo.also for demo in demos) else 0):
+        best = min(best, _permuted(demos, rng), key=partial(_n_right, demos))
+    return best
+
+
+def _n_right(demos: Sequence[Pair], shown: Sequence[Pair]) -> int:
+    return sum(label.output in demo.answers for demo, label in zip(demos, shown, strict=True))
+
+
+def _permuted(demos: Sequence[Pair], rng: random.Random) -> tuple[Pair, ...]:
+    counts = Counter(demo.output for demo in demos)
     groups = list(counts)
     rng.shuffle(groups)
     positions: list[int] = []

@@ -1,27 +1,30 @@
-"""Reading tasks: those that tvlens ships, and files of `[{"input": ..., "output": ...}]` of your
-own.
+"""Reading tasks: those that tvlens ships, and files of your own in any of the shapes of
+`tvlens.tasks.text.formats`, such as the `[{"input": ..., "output": ...}]` of the public
+function-vector data of Todd et al.
 
-A file holds either such a list (the format of the public function-vector data of Todd et al.) or an
-object with the list under "pairs" and optional "name", "description", "source" and "licence", which
-is how shipped tasks are kept. Numbers become strings and surrounding white space is removed.
-Identical pairs are merged; one input with different outputs is an error, or dropped on demand,
-because a function has one value.
+Surrounding white space is removed. A list of outputs is several right answers, of which the first
+is shown in demonstrations. Identical pairs are merged; one input with different outputs is an
+error, because a function has one value, unless told otherwise. An `instruction` opens every prompt
+of the task and so must be the same in all pairs.
 """
 
 import difflib
-import json
-import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from tvlens.errors import TaskError, UnknownNameError
-from tvlens.tasks.text.prompts import Pair
+from tvlens.tasks.text.formats import SUFFIXES, Entry, Number, kind_of, read_entries, shown
+from tvlens.tasks.text.prompts import Pair, Template
 from tvlens.tasks.text.task import Task
 
-Duplicates = Literal["error", "drop"]
+Duplicates = Literal["error", "drop", "merge"]
 
 _DATA = Path(__file__).parent / "data"
 _UNSTATED = "not stated in the file"
+_LONGEST_NUMBER = 100
 
 
 def names() -> list[str]:
@@ -40,154 +43,186 @@ def load(name: str) -> Task:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(repr(match) for match in near)}? " if near else ""
         raise UnknownNameError(
-            f"unknown task {name!r}: {hint}tvlens.tasks.names() lists the {len(known)} shipped "
-            "tasks; tvlens.tasks.load_file(path) loads a file of your own"
+            f"unknown task {shown(name)}: {hint}tvlens.tasks.names() lists the {len(known)} "
+            "shipped tasks; tvlens.tasks.load_file(path) loads a file of your own"
         )
     return load_file(_DATA / f"{name}.json")
 
 
 def load_file(path: str | Path, *, duplicates: Duplicates = "error") -> Task:
-    """The task in one JSON file, named after the file unless the file says its name.
+    """The task in one file, named after the file unless the file says its name.
 
     Args:
-        path: The file.
-        duplicates: What to do where one input has different outputs: "error" refuses the file,
-            "drop" leaves out every such input with all its outputs. Identical pairs are merged in
-            both cases.
+        path: The file, which ends in .json, .jsonl, .ndjson, .csv or .tsv.
+        duplicates: What to do where pairs give one input different outputs: "error" refuses the
+            file, "drop" leaves out every such input with all its outputs, "merge" takes all of
+            them as right answers. Identical pairs are merged in any case.
 
     Raises:
-        TaskError: The file cannot be read, is not such a list, or holds pairs that cannot be used.
+        TaskError: The file cannot be read, is of no such shape, or holds pairs that cannot be used.
     """
     path = Path(path)
     if duplicates not in get_args(Duplicates):
-        raise TaskError(f"duplicates={duplicates!r}: expected 'error' or 'drop'")
-    content = _read(path)
-    header = content if isinstance(content, dict) else {}
-    entries = header.get("pairs") if header else content
-    if not isinstance(entries, list):
-        raise TaskError(
-            f"task file {path}: expected a list of {{'input': ..., 'output': ...}} objects (or an "
-            f"object with that list under 'pairs'), found {_kind_of(content)}; wrap the pairs in a "
-            "list"
-        )
+        expected = ", ".join(map(repr, get_args(Duplicates)))
+        raise TaskError(f"duplicates={duplicates!r}: expected one of {expected}")
+    header, entries = read_entries(path)
     if not entries:
         raise TaskError(f"task file {path} is empty: it holds no pairs; add at least one")
-    pairs = [_pair(path, number, entry) for number, entry in enumerate(entries, start=1)]
-    kept, dropped = _merge(path, pairs, duplicates)
-    note = f" ({dropped} inputs with different outputs left out)" if dropped else ""
+    kept, note = _merge(path, [_pair(entry) for entry in entries], duplicates)
     return Task(
         name=_header_text(path, header, "name", path.stem),
         pairs=kept,
         description=_header_text(path, header, "description", f"pairs of {path.name}") + note,
         source=_header_text(path, header, "source", path.name),
         licence=_header_text(path, header, "licence", _UNSTATED),
+        template=Template(instruction=_instruction(path, entries)),
     )
 
 
 def load_folder(path: str | Path, *, duplicates: Duplicates = "error") -> dict[str, Task]:
-    """The tasks in all `*.json` files of a folder (hidden files left out), by file name without
-    ending, sorted.
+    """The tasks in all task files of a folder and the folders in it, by name, sorted.
+
+    Names are file names without ending, behind that of a folder inside, as `abstractive/antonym`;
+    hidden files are left out. A file that cannot be used is named in a warning, and the others are
+    loaded.
 
     Raises:
-        TaskError: There is no such folder, it holds no JSON file, or one of the files cannot be
-            used.
+        TaskError: There is no such folder, it holds no task file, or none that can be used.
     """
+    found, left_out = read_folder(path, duplicates=duplicates)
+    for error in left_out:
+        warnings.warn(f"left out: {error}", stacklevel=2)
+    return found
+
+
+def read_folder(
+    path: str | Path, *, duplicates: Duplicates = "error"
+) -> tuple[dict[str, Task], list[TaskError]]:
+    """The tasks of `load_folder`, and what is wrong with each file that was left out."""
     path = Path(path)
     if not path.is_dir():
-        raise TaskError(
-            f"task folder {path}: no such folder; pass one that holds *.json task files"
-        )
-    files = sorted(file for file in path.glob("*.json") if not file.name.startswith("."))
+        raise TaskError(f"task folder {path}: no such folder; pass one that holds task files")
+    files = task_files(path)
     if not files:
-        raise TaskError(f"task folder {path}: holds no *.json file; pass one that holds task files")
-    return {file.stem: load_file(file, duplicates=duplicates) for file in files}
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
         raise TaskError(
-            f"task file {path} cannot be read: {reason}; check the path and its permissions"
-        ) from error
-    except UnicodeDecodeError as error:
+            f"task folder {path}: holds no task file; expected some that end in "
+            f"{', '.join(SUFFIXES)}"
+        )
+    found, left_out = {}, []
+    for name in files:
+        try:
+            found[name] = load_named(path, name, duplicates=duplicates)
+        except TaskError as error:
+            left_out.append(error)
+    if not found:
         raise TaskError(
-            f"task file {path} is not UTF-8 text: byte {error.start} cannot be decoded; save it as "
-            "UTF-8"
-        ) from error
-    except (json.JSONDecodeError, RecursionError) as error:
+            f"task folder {path}: none of its {len(files)} task files can be used; {left_out[0]}"
+        )
+    return found, left_out
+
+
+def load_named(folder: Path, name: str, *, duplicates: Duplicates = "error") -> Task:
+    """The task of this name in a folder, called so whatever its file says.
+
+    Raises:
+        TaskError: Several files or none are called so, or the one cannot be used.
+    """
+    files = task_files(folder).get(name, [])
+    if len(files) != 1:
+        said = " and ".join(file.name for file in files) or "none"
         raise TaskError(
-            f"task file {path} is not JSON: {error}; expected a list of {{'input': ..., 'output': "
-            "...}} objects"
-        ) from error
+            f"task folder {folder}: {name!r} may be one file, found {said}; rename all but one"
+        )
+    return replace(load_file(files[0], duplicates=duplicates), name=name)
 
 
-def _kind_of(value: Any) -> str:
-    if isinstance(value, dict):
-        return f"an object with the keys {', '.join(map(repr, value)) or '(none)'}"
-    return {list: "a list", str: "a string", type(None): "null", bool: "true or false"}.get(
-        type(value), "a number"
-    )
+def task_files(folder: Path) -> dict[str, list[Path]]:
+    """The task files of a folder and the folders in it, by the names of their tasks, sorted."""
+    found: dict[str, list[Path]] = {}
+    for file in sorted(folder.rglob("*")):
+        inside = file.relative_to(folder)
+        hidden = any(part.startswith(".") for part in inside.parts)
+        if file.suffix.lower() in SUFFIXES and not hidden and file.is_file():
+            found.setdefault(inside.with_suffix("").as_posix(), []).append(file)
+    return dict(sorted(found.items()))
 
 
-def _header_text(path: Path, header: dict[str, Any], key: str, default: str) -> str:
+def _header_text(path: Path, header: Mapping[str, Any], key: str, default: str) -> str:
     value = header.get(key, default)
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or isinstance(value, Number) or not value:
         raise TaskError(
-            f"task file {path}: {key!r} is {_kind_of(value)}, expected a text; write one or leave "
+            f"task file {path}: {key!r} is {kind_of(value)}, expected a text; write one or leave "
             f"{key!r} out"
         )
     return value
 
 
-def _pair(path: Path, number: int, entry: Any) -> Pair:
-    where = f"task file {path}, pair {number}"
-    if not isinstance(entry, dict):
+def _instruction(path: Path, entries: list[Entry]) -> str:
+    """What opens the prompts of all entries."""
+    found = {
+        _text(entry.where, "instruction", given) if given not in (None, "") else ""
+        for entry in entries
+        for given in (entry.fields.get("instruction"),)
+    }
+    if len(found) > 1:
+        first, second = sorted(found)[:2]
         raise TaskError(
-            f"{where}: expected an object with 'input' and 'output', found {_kind_of(entry)}"
+            f"task file {path}: its pairs have {len(found)} instructions, such as {shown(first)} "
+            f"and {shown(second)}; a task is one function: make a file of the pairs of each, or "
+            "write the instruction into the inputs"
         )
-    missing = [key for key in ("input", "output") if key not in entry]
-    if missing:
-        raise TaskError(
-            f"{where}: the key {missing[0]!r} is missing, found {_kind_of(entry)}; every pair "
-            "needs 'input' and 'output'"
-        )
-    return Pair(_text(where, "input", entry["input"]), _text(where, "output", entry["output"]))
+    return found.pop()
+
+
+def _pair(entry: Entry) -> Pair:
+    where, given = entry.where, entry.fields["output"]
+    if isinstance(given, list) and not given:
+        raise TaskError(f"{where}: 'output' is an empty list; expected at least one right answer")
+    outputs = [_text(where, "output", x) for x in (given if isinstance(given, list) else [given])]
+    first, *others = dict.fromkeys(outputs)
+    return Pair(_text(where, "input", entry.fields["input"]), first, tuple(others))
 
 
 def _text(where: str, key: str, value: Any) -> str:
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        return str(value)
     if not isinstance(value, str):
-        found = "a number that is not finite" if isinstance(value, float) else _kind_of(value)
         raise TaskError(
-            f"{where}: {key!r} is {found}, expected a string or a number; correct the pair"
+            f"{where}: {key!r} is {kind_of(value)}, expected a string or a number; correct the pair"
+        )
+    if isinstance(value, Number) and len(value) > _LONGEST_NUMBER:
+        raise TaskError(
+            f"{where}: {key!r} is a number of {len(value)} characters, expected {_LONGEST_NUMBER} "
+            "at most; put it in quotes if it is meant as a text"
         )
     if not value.strip():
         raise TaskError(f"{where}: {key!r} is an empty string; correct or remove the pair")
-    return value.strip()
+    return str(value.strip())
 
 
-def _merge(path: Path, pairs: list[Pair], duplicates: Duplicates) -> tuple[tuple[Pair, ...], int]:
-    outputs: dict[str, dict[str, None]] = {}
+def _merge(path: Path, pairs: list[Pair], duplicates: Duplicates) -> tuple[tuple[Pair, ...], str]:
+    """Each input once, and a note on the inputs that came with different outputs."""
+    outputs: dict[str, dict[tuple[str, ...], None]] = {}
     for pair in pairs:
-        outputs.setdefault(pair.input, {})[pair.output] = None
+        outputs.setdefault(pair.input, {})[pair.answers] = None
     conflicts = [text for text, found in outputs.items() if len(found) > 1]
     if conflicts and duplicates == "error":
         first = conflicts[0]
-        shown = " and ".join(repr(output) for output in outputs[first])
+        answers = [" or ".join(map(shown, found[:2])) for found in list(outputs[first])[:2]]
         raise TaskError(
-            f"task file {path}: the input {first!r} has different outputs, {shown} "
-            f"({len(conflicts)} such inputs in the file); correct the file, or pass "
-            "duplicates='drop' to leave such inputs out"
+            f"task file {path}: the input {shown(first)} has different outputs, "
+            f"{' and '.join(answers)} ({len(conflicts)} such inputs in the file); correct the "
+            "file, or pass duplicates='drop' to leave such inputs out, or 'merge' to take all "
+            "their outputs as right"
         )
-    kept = tuple(
-        Pair(text, next(iter(found))) for text, found in outputs.items() if len(found) == 1
-    )
+    kept = []
+    for text, found in outputs.items():
+        if len(found) == 1 or duplicates == "merge":
+            answer, *others = dict.fromkeys(output for each in found for output in each)
+            kept.append(Pair(text, answer, tuple(others)))
     if not kept:
         raise TaskError(
             f"task file {path} is empty once the {len(conflicts)} inputs with different outputs "
             "are left out; correct the file"
         )
-    return kept, len(conflicts)
+    done = "left out" if duplicates == "drop" else "merged"
+    note = f" ({len(conflicts)} inputs with different outputs {done})" if conflicts else ""
+    return tuple(kept), note

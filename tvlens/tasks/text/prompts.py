@@ -21,12 +21,39 @@ from tvlens.tasks.base import PromptKind, Split
 from tvlens.tasks.streams import digest
 
 
+def require_text(what: str, text: str) -> None:
+    """Refuse what no file can hold: half of a surrogate pair.
+
+    Raises:
+        TaskError: the text, called `what` in the message, holds one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TaskError(
+            f"{what} holds half a surrogate pair, {text[error.start]!a}, at position "
+            f"{error.start}, which is no Unicode text; correct it"
+        ) from error
+
+
 @dataclass(frozen=True)
 class Pair:
-    """One input of a task and its output."""
+    """One input of a task and its output.
+
+    Attributes:
+        input: What is asked.
+        output: The right answer, which demonstrations show.
+        also: Other right answers.
+    """
 
     input: str
     output: str
+    also: tuple[str, ...] = ()
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """All right answers, the one that is shown first."""
+        return (self.output, *self.also)
 
 
 @dataclass(frozen=True)
@@ -51,6 +78,10 @@ class Template:
     answer_space: str = " "
     instruction: str = ""
     opening: str = ""
+
+    def __post_init__(self) -> None:
+        for name, text in asdict(self).items():
+            require_text(f"template: {name}", text)
 
     def _question(self, text: str) -> str:
         return f"{self.query_prefix}{text}{self.field_separator}{self.answer_prefix}"
@@ -90,10 +121,10 @@ class Prompt:
         return self.query.output
 
     @property
-    def continuation(self) -> str:
-        """What follows `text` when the model answers correctly: the answer with its leading
+    def continuations(self) -> tuple[str, ...]:
+        """What follows `text` when the model answers correctly: each right answer with its leading
         space."""
-        return self.template.answer_space + self.query.output
+        return tuple(self.template.answer_space + answer for answer in self.query.answers)
 
 
 @dataclass(frozen=True)
@@ -249,12 +280,13 @@ class Prompts:
         return [prompt.answer for prompt in self.items]
 
     @property
-    def continuations(self) -> list[str]:
-        """What should follow every text, in order; each begins with the template's answer space."""
-        return [prompt.continuation for prompt in self.items]
+    def continuations(self) -> list[tuple[str, ...]]:
+        """What may follow every text, in order: right answers behind the template's answer
+        space."""
+        return [prompt.continuations for prompt in self.items]
 
     @property
     def digest(self) -> str:
-        """SHA-256, in hexadecimal, of kind, text and continuation of every prompt in order."""
-        content = [[prompt.kind, prompt.text, prompt.continuation] for prompt in self.items]
+        """SHA-256, in hexadecimal, of kind, text and continuations of every prompt in order."""
+        content = [[prompt.kind, prompt.text, *prompt.continuations] for prompt in self.items]
         return digest(content)

@@ -10,7 +10,7 @@ from tvlens.errors import TaskError
 from tvlens.tasks.base import PromptKind, Split
 from tvlens.tasks.streams import digest, stream
 from tvlens.tasks.text.draw import draw_queries, shuffle_labels
-from tvlens.tasks.text.prompts import Pair, Prompt, Prompts, Template
+from tvlens.tasks.text.prompts import Pair, Prompt, Prompts, Template, require_text
 
 _SPLIT_SEED = 0
 _SPLIT_PERCENT = {"train": 70, "validation": 9}
@@ -30,7 +30,8 @@ class Task:
         template: The text layout of its prompts.
 
     Raises:
-        TaskError: There is no pair, a string is empty, or an input occurs twice.
+        TaskError: There is no pair, a string is empty or no Unicode text, an input occurs twice, or
+            a right answer of one input does.
     """
 
     name: str
@@ -45,12 +46,10 @@ class Task:
             raise TaskError(
                 f"task {self.name!r} is empty: it has no pairs, at least one is expected; add pairs"
             )
+        for text in (self.name, self.description, self.source, self.licence):
+            require_text(f"task {self.name[:20]!a}", text)
         for pair in self.pairs:
-            if not pair.input or not pair.output:
-                raise TaskError(
-                    f"task {self.name!r}: {pair} has an empty string; every input and output needs "
-                    "a character"
-                )
+            self._require_usable(pair)
         twice = [text for text, k in Counter(pair.input for pair in self.pairs).items() if k > 1]
         if twice:
             raise TaskError(
@@ -58,6 +57,20 @@ class Task:
                 f"{twice[0]!r}; each input may occur once (tvlens.tasks.load_file merges identical "
                 "pairs)"
             )
+
+    def _require_usable(self, pair: Pair) -> None:
+        if not pair.input or not all(pair.answers):
+            raise TaskError(
+                f"task {self.name!r}: {pair} has an empty string; every input and output needs "
+                "a character"
+            )
+        if len(set(pair.answers)) < len(pair.answers):
+            raise TaskError(
+                f"task {self.name!r}: the right answers to {pair.input!r} repeat one; give each "
+                "once"
+            )
+        for text in (pair.input, *pair.answers):
+            require_text(f"task {self.name!r}: the pair of {pair.input[:20]!a}", text)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -68,13 +81,19 @@ class Task:
 
         And of the template, where it is not the default.
         """
-        content: list[Any] = [[pair.input, pair.output] for pair in self.pairs]
+        content: list[Any] = [[pair.input, *pair.answers] for pair in self.pairs]
         return digest(
             content if self.template == _DEFAULT_TEMPLATE else [content, asdict(self.template)]
         )
 
     def with_template(self, template: Template) -> "Task":
-        """The same task, asked in another layout wherever its prompts are made."""
+        """The same task, asked in another layout wherever its prompts are made.
+
+        An instruction of the task that the template does not hold opens the prompts still.
+        """
+        own = self.template.instruction
+        if own and own not in template.opening and not template.instruction:
+            template = replace(template, instruction=own)
         return replace(self, template=template)
 
     def split(self, which: Split) -> tuple[Pair, ...]:
