@@ -1,11 +1,13 @@
 """The benchmark of error curves measures two ways to the same numbers."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from tvlens import bench as module
-from tvlens.bench import CurveBenchSettings, bench_curves
+from tvlens.bench import CurveBenchSettings, bench_curves, doubts
+from tvlens.timing import Timings
 
 SETTINGS = CurveBenchSettings(preset="tiny", n_points=8, n_prompts=2, n_vectors=2, repeats=1)
 
@@ -50,6 +52,29 @@ def test_the_loop_and_replay_are_asked_the_same(monkeypatch):
     for name in ("_loop_over_points", "_replayed_curves"):
         monkeypatch.setattr(module, name, noted(getattr(module, name)))
     bench_curves(CurveBenchSettings(preset="tiny", n_points=5, n_prompts=3, n_vectors=2, repeats=2))
-    bare = [("_loop_over_points", (3, 5, 1)), ("_replayed_curves", (3, 5, 1))] * 2
-    vectors = [("_loop_over_points", (3, 5, 2)), ("_replayed_curves", (3, 5, 2))] * 2
-    assert shapes == bare + vectors
+    bare = [("_loop_over_points", (3, 5, 1)), ("_replayed_curves", (3, 5, 1))]
+    vectors = [("_loop_over_points", (3, 5, 2)), ("_replayed_curves", (3, 5, 2))]
+    assert shapes == (bare + vectors) * 3, "a warm-up and two rounds, in turn"
+
+
+@pytest.mark.parametrize("other_load", [0.0, 0.5])
+def test_ratios_are_medians_with_ranges_and_a_busy_machine_is_said(monkeypatch, other_load):
+    seconds = {
+        "loop_bare": [6.0, 60.0, 8.0],
+        "replay_bare": [2.0, 20.0, 2.0],
+        "loop_vectors": [9.0, 8.0, 7.0],
+        "replay_vectors": [1.0, 1.0, 1.0],
+    }
+
+    def time_them(ways, rounds, *, say):
+        assert (list(ways), rounds) == (list(seconds), 3)
+        return Timings(seconds, {name: way() for name, way in ways.items()}, other_load)
+
+    monkeypatch.setattr(module, "time_in_turn", time_them)
+    found = bench_curves(replace(SETTINGS, repeats=3))
+    for name, values in (("ratio_bare", (3.0, 3.0, 4.0)), ("ratio_vectors", (8.0, 7.0, 9.0))):
+        assert tuple(found[key] for key in (name, f"{name}_low", f"{name}_high")) == values
+    assert (found["loop_bare_seconds"], found["replay_bare_seconds"]) == (8.0, 2.0)
+    assert all(math.isfinite(value) for value in found.values())
+    assert (found["rounds"], found["idle"]) == (3, other_load == 0.0)
+    assert len(doubts(found)) == (other_load > 0)

@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "errors": [],
     "console": [],
     "stats": [],
+    "timing": [],
     "runs": [],
     "tasks": [],
     "models": ["tasks", "runs"],

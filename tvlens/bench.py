@@ -1,15 +1,16 @@
-"""How fast replay is: ratios measured side by side in one run, on this machine."""
+"""How fast replay is: ratios measured in turn in one run, on this machine."""
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tvlens import timing
 from tvlens.lens.edits import AddToResidual, Edit, NoEdit, ReplaceHeads
 from tvlens.lens.heads import mean_head_outputs
 from tvlens.lens.hooks import WholePassEngine, counted_hooks, intervene
@@ -24,6 +25,7 @@ from tvlens.tasks.regression.functions import function_class
 from tvlens.tasks.regression.prompts import PointCurves
 from tvlens.tasks.regression.task import FunctionTask
 from tvlens.tasks.text.task import Task
+from tvlens.timing import Figures, ratios, time_in_turn, with_range
 from tvlens.vectors.ltv.settings import FitSettings
 
 
@@ -37,7 +39,7 @@ class BenchSettings:
         n_step_prompts: prompts of an LTV step.
         n_clean: clean prompts whose means the published step recomputes.
         n_loop_prompts: whole prompts timed one by one, scaled up to the two counts above.
-        repeats: repetitions of the fast measurements, of which the fastest counts.
+        repeats: rounds in which everything is timed in turn.
         seed: seed of the prompts.
     """
 
@@ -56,7 +58,7 @@ def bench(
     settings: BenchSettings | None = None,
     *,
     say: Callable[[str], None] = lambda _: None,
-) -> dict[str, float]:
+) -> Figures:
     """Ratios of replay to loops of whole forward passes, all measured here and now.
 
     Loops (a) and (b) are hooked TransformerLens passes, one per head: (a) with the logits of every
@@ -65,103 +67,128 @@ def bench(
     backward (released code of Saglam et al. 2025). Loops are timed on evenly spread heads and a few
     prompts and scaled to all of them.
 
+    Everything is timed in turn, in rounds. Figures are medians over the rounds, ratios those of
+    the ratios within each round.
+
     Args:
-        lens: the model; it must be replayed.
+        lens: the model; one that is not replayed is held against loops as slow as itself.
         task: where prompts come from.
         settings: sizes.
-        say: called with a line of text when a measurement begins.
+        say: called with a line of text when the warm-up or a round begins.
 
     Returns:
         aie_speedup_vs_transformer_lens (a), aie_speedup_vs_last_logits_loop (b), aie_max_abs_diff
         (probability, replay against loop (a)), ltv_step_speedup_vs_published,
-        flops_fraction_of_matmul, peak_memory_gib of this process, and the seconds behind the
-        ratios.
+        flops_fraction_of_matmul, peak_memory_gib of this process, the seconds and speeds behind
+        the ratios, and the `conditions` of `Timings`. Beside each ratio stand the smallest
+        (`_low`) and the largest (`_high`) of the rounds.
     """
     settings = settings or BenchSettings()
     say("mean head outputs")
     clean = task.prompts("train", n=min(20, settings.n_clean), seed=settings.seed)
     means = mean_head_outputs(lens, clean, answered_only=False)
     prompts = task.prompts("train", n=settings.n_prompts, seed=settings.seed, kind="shuffled")
+    encoded = lens.encode(prompts)
+    chosen = torch.linspace(0, means.n_heads - 1, settings.n_loop_heads).round().long().unique()
+    z = means.z.to(lens.backend.device, lens.backend.dtype)
+    edit = ReplaceHeads.each_head(z, means.has_heads)
+    product, n_operations = _matmul(lens)
+    say(
+        f"effects of all heads and one LTV step by {lens.engine.name}, against loops (a) and (b) "
+        f"of {len(chosen)} hooked passes, the published LTV step and matrix products, in turn"
+    )
     with lens.frozen():
-        say("indirect effects of all heads by replay")
-        replayed, aie_seconds = _fastest(
-            lambda: indirect_effects(lens, prompts, means).values, settings.repeats
+        ways = {
+            "effects": _Way(
+                lambda: indirect_effects(lens, prompts, means).values, 1 / len(prompts)
+            ),
+            "loop a": _loop(lens, encoded[:1], edit, chosen, last_only=False),
+            "loop b": _loop(lens, encoded[:1], edit, chosen, last_only=True),
+            "matmul": product,
+            "step": _replayed_step(lens, task, means.outputs, settings),
+            **_published_step(lens, task, means.outputs, settings),
+        }
+        timings = time_in_turn(
+            {name: way.run for name, way in ways.items()}, settings.repeats, say=say
         )
-        per_prompt = aie_seconds / len(prompts)
-        say("matrix products")
-        matmul = _matmul_flops(lens, settings.repeats)
-        achieved = _aie_flops(lens, lens.encode(prompts)) / aie_seconds
-        batch = lens.encode(prompts)[:1]
-        chosen = torch.linspace(0, means.n_heads - 1, settings.n_loop_heads).round().long().unique()
-        z = means.z.to(lens.backend.device, lens.backend.dtype)
-        edit = ReplaceHeads.each_head(z, means.has_heads)
-        say(f"loop (a): {len(chosen)} hooked passes, logits of all positions")
-        effects, seconds_a = _loop(lens, batch, edit, chosen, last_only=False)
-        say(f"loop (b): {len(chosen)} hooked passes, logits of the last position")
-        _, seconds_b = _loop(lens, batch, edit, chosen, last_only=True)
-        scale = means.n_heads / len(chosen)
-        of_heads = replayed[0, list(means.has_heads)].flatten()
-        difference = (of_heads[chosen] - effects.cpu()).abs().max()
-        say("one LTV step by replay")
-        step = _replayed_step(lens, task, means.outputs, settings)
-        say("one LTV step as published")
-        published = _published_step(lens, task, means.outputs, settings)
+    replayed = timings.results["effects"][0, list(means.has_heads)].flatten()[chosen]
+    difference = (replayed - timings.results["loop a"].cpu()).abs().max()
+    seconds = {
+        name: [way.scale * each for each in timings.seconds[name]] for name, way in ways.items()
+    }
     return {
-        "aie_speedup_vs_transformer_lens": seconds_a * scale / per_prompt,
-        "aie_speedup_vs_last_logits_loop": seconds_b * scale / per_prompt,
+        **_figures(seconds, n_operations, _aie_flops(lens, encoded) / len(prompts)),
         "aie_max_abs_diff": float(difference),
-        "ltv_step_speedup_vs_published": published / step,
-        "flops_fraction_of_matmul": achieved / matmul,
         "peak_memory_gib": peak_memory_gib() or float("nan"),
-        "aie_seconds_per_prompt": per_prompt,
-        "loop_a_seconds_per_prompt": seconds_a * scale,
-        "loop_b_seconds_per_prompt": seconds_b * scale,
-        "ltv_step_seconds": step,
-        "published_step_seconds": published,
-        "matmul_gflops": matmul / 1e9,
-        "achieved_gflops": achieved / 1e9,
+        **timings.conditions,
     }
 
 
-def _clock() -> float:
-    """Seconds, after everything that an accelerator was given to do is done."""
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
-    return time.perf_counter()
+@dataclass(frozen=True)
+class _Way:
+    """Work to be timed; `scale` times its seconds are those of all that it stands for."""
+
+    run: Callable[[], Any]
+    scale: float = 1.0
 
 
-def _fastest(run: Callable[[], Any], repeats: int) -> tuple[Any, float]:
-    best, result = float("inf"), None
-    for _ in range(repeats):
-        start = _clock()
-        result = run()
-        best = min(best, _clock() - start)
-    return result, best
+def _figures(
+    seconds: Mapping[str, list[float]], matmul_operations: float, aie_operations: float
+) -> Figures:
+    """Medians and ranges of scaled seconds; those of effects are of one prompt."""
+    effects, step = seconds["effects"], seconds["step"]
+    published = [sum(parts) for parts in zip(seconds["means"], seconds["training"], strict=True)]
+    matmul = [matmul_operations / 1e9 / each for each in seconds["matmul"]]
+    achieved = [aie_operations / 1e9 / each for each in effects]
+    return {
+        **with_range("aie_speedup_vs_transformer_lens", ratios(seconds["loop a"], effects)),
+        **with_range("aie_speedup_vs_last_logits_loop", ratios(seconds["loop b"], effects)),
+        **with_range("ltv_step_speedup_vs_published", ratios(published, step)),
+        **with_range("flops_fraction_of_matmul", ratios(achieved, matmul)),
+        "aie_seconds_per_prompt": median(effects),
+        "loop_a_seconds_per_prompt": median(seconds["loop a"]),
+        "loop_b_seconds_per_prompt": median(seconds["loop b"]),
+        "ltv_step_seconds": median(step),
+        "published_step_seconds": median(published),
+        "matmul_gflops": median(matmul),
+        "achieved_gflops": median(achieved),
+    }
 
 
-def _loop(
-    lens: Lens, batch: Batch, edit: ReplaceHeads, heads: Tensor, *, last_only: bool
-) -> tuple[Float[Tensor, " head"], float]:
-    """Effects of some heads on one prompt by one hooked forward pass each, and the seconds."""
+def doubts(figures: Figures) -> list[str]:
+    """Returns why figures of this module are not to be quoted, one line for each reason."""
+    found = timing.doubts(figures)
+    if figures.get("flops_fraction_of_matmul", 0) > 1:
+        found.append(
+            "flops_fraction_of_matmul is above 1, which cannot be: the matrix products were slowed "
+            "down, and the figure means nothing"
+        )
+    return found
+
+
+def _loop(lens: Lens, batch: Batch, edit: ReplaceHeads, heads: Tensor, *, last_only: bool) -> _Way:
+    """Effects of some heads on one prompt by one hooked forward pass each, for all heads."""
     backend = lens.backend
     last_block = backend.residual_hook(lens.n_layer - 1)
 
-    def forward(change: Any) -> Tensor:
+    @torch.no_grad()
+    def score(change: Edit) -> Tensor:
         with intervene(backend, change, batch.query):
             if not last_only:
-                return backend.forward(batch.inputs, batch.mask)[:, -1:]
-            # The final norm and the unembedding then see one position. Not Backend.forward, which
-            # promises the logits of all.
-            with counted_hooks(backend, {last_block: lambda residual: residual[:, -1:]}):
-                return backend.model(batch.inputs, attention_mask=batch.mask.long())
+                logits = backend.forward(batch.inputs, batch.mask)[:, -1:]
+            else:
+                # The final norm and the unembedding then see one position. Not Backend.forward,
+                # which promises the logits of all.
+                with counted_hooks(backend, {last_block: lambda residual: residual[:, -1:]}):
+                    logits = backend.model(batch.inputs, attention_mask=batch.mask.long())
+        return lens.readout.score(logits, batch)
 
-    with torch.no_grad():
-        base = lens.readout.score(forward(NoEdit(lens.n_layer)), batch)
-        edits = [edit.of_variants(head[None]) for head in heads]
-        start = _clock()
-        found = [lens.readout.score(forward(change), batch) - base for change in edits]
-        seconds = _clock() - start
-    return torch.cat(found).flatten(), seconds
+    base = score(NoEdit(lens.n_layer))
+    edits = [edit.of_variants(head[None]) for head in heads]
+    return _Way(
+        lambda: torch.cat([score(change) - base for change in edits]).flatten(),
+        edit.n_variant / len(heads),
+    )
 
 
 def _step_batch(lens: Lens, task: Task, settings: BenchSettings) -> list[Batch]:
@@ -185,7 +212,7 @@ def _zero_weights(lens: Lens) -> Float[Tensor, "layer head"]:
     return torch.zeros(lens.n_layer, lens.n_head, device=device, requires_grad=True)
 
 
-def _replayed_step(lens: Lens, task: Task, outputs: Tensor, settings: BenchSettings) -> float:
+def _replayed_step(lens: Lens, task: Task, outputs: Tensor, settings: BenchSettings) -> _Way:
     engine = lens.engine
     reading = engine.join([engine.read(batch) for batch in _step_batch(lens, task, settings)])
     omega = _zero_weights(lens)
@@ -199,47 +226,49 @@ def _replayed_step(lens: Lens, task: Task, outputs: Tensor, settings: BenchSetti
         lens.readout.loss(logits, reading.batch).mean().backward()
         adam.step()
 
-    return _fastest(step, settings.repeats)[1]
+    return _Way(step)
 
 
-def _published_step(lens: Lens, task: Task, outputs: Tensor, settings: BenchSettings) -> float:
+def _published_step(
+    lens: Lens, task: Task, outputs: Tensor, settings: BenchSettings
+) -> dict[str, _Way]:
+    """The two parts of the step, on a few prompts, for all of them."""
     engine = WholePassEngine(lens.backend)
     omega = _zero_weights(lens)
     outputs = outputs.to(omega.device)
     n = settings.n_loop_prompts
     clean = lens.encode(task.prompts("train", n=n, seed=settings.seed))
-    start = _clock()
-    for i in range(n):
-        engine.read(clean[i : i + 1])
-    means = (_clock() - start) / n * settings.n_clean
+    batches = _step_batch(lens, task, settings)
+    few = [batch[i : i + 1] for batch in batches for i in range(min(n, len(batch)))]
+    readings = [engine.read(batch) for batch in few]
 
-    seconds = 0.0
-    for batch in _step_batch(lens, task, settings):
-        kinds = min(n, len(batch))
-        spent = 0.0
-        for i in range(kinds):
-            reading = engine.read(batch[i : i + 1])
-            start = _clock()
+    def read() -> None:
+        for i in range(n):
+            engine.read(clean[i : i + 1])
+
+    def train() -> None:
+        for reading in readings:
             logits = engine.run(reading, _add_weighted(omega, outputs))
             lens.readout.loss(logits, reading.batch).mean().backward()
-            spent += _clock() - start
-        seconds += spent / kinds * len(batch)
-    return means + seconds
+
+    return {
+        "means": _Way(read, settings.n_clean / n),
+        "training": _Way(train, sum(map(len, batches)) / len(few)),
+    }
 
 
-def _matmul_flops(lens: Lens, repeats: int) -> float:
-    """Floating-point operations per second of a product of the size replay spends its time in."""
+def _matmul(lens: Lens) -> tuple[_Way, float]:
+    """Products of the size that replay spends its time in, and their floating-point operations."""
     d_mlp = int(getattr(lens.backend.model.cfg, "d_mlp", None) or 4 * lens.d_model)
     a = lens.w_o.new_ones(lens.max_rows, lens.d_model)
     b = lens.w_o.new_ones(lens.d_model, d_mlp)
-    run = partial(torch.mm, a, b)
-    run()
+    n_products = 50
 
-    def many() -> None:
-        for _ in range(50):
-            run()
+    def multiply() -> None:
+        for _ in range(n_products):
+            torch.mm(a, b)
 
-    return 50 * 2 * a.shape[0] * a.shape[1] * b.shape[1] / _fastest(many, repeats)[1]
+    return _Way(multiply), 2.0 * n_products * a.shape[0] * a.shape[1] * b.shape[1]
 
 
 def _aie_flops(lens: Lens, batch: Batch) -> float:
@@ -272,7 +301,7 @@ class CurveBenchSettings:
         n_points: longest prompts; 41 are the paper's.
         n_prompts: prompts that curves are drawn over.
         n_vectors: vectors whose curves are drawn together.
-        repeats: times that everything is timed, in turn; the fastest counts.
+        repeats: rounds in which everything is timed in turn.
     """
 
     seed: int = 0
@@ -283,15 +312,22 @@ class CurveBenchSettings:
     repeats: int = 3
 
 
-def bench_curves(settings: CurveBenchSettings) -> dict[str, Any]:
-    """Times the two ways side by side, bare and under vectors.
+def bench_curves(
+    settings: CurveBenchSettings, *, say: Callable[[str], None] = lambda _: None
+) -> Figures:
+    """Times the two ways in turn, bare and under vectors.
 
     The loop cuts every prompt to each number of points and runs all prompts of that length through
     the model at once, whole, with the hooks that make the edit; replay reads every prompt once.
 
+    Args:
+        settings: sizes.
+        say: called with a line of text when the warm-up or a round begins.
+
     Returns:
-        `ratio_bare` and `ratio_vectors` (time of the loop over that of replay), the seconds behind
-        them, the largest differences between the two curves, and the sizes.
+        `ratio_bare` and `ratio_vectors` (time of the loop over that of replay, the median of the
+        rounds) with their ranges (`_low`, `_high`), the median seconds behind them, the largest
+        differences between the two curves, the sizes, and the `conditions` of `Timings`.
     """
     sizes = PRESETS[settings.preset].sizes
     with torch.random.fork_rng():
@@ -306,25 +342,20 @@ def bench_curves(settings: CurveBenchSettings) -> dict[str, Any]:
     vectors = AddToResidual(
         torch.randn(shape, generator=generator), torch.ones(shape[1:3], dtype=torch.bool)
     )
-    found: dict[str, Any] = {"n_points": settings.n_points, "n_prompts": settings.n_prompts}
-    found["n_vectors"] = settings.n_vectors
+    ways: dict[str, Callable[[], Tensor]] = {}
     for name, edit in (("bare", NoEdit(lens.n_layer)), ("vectors", vectors)):
-        ways: dict[str, Callable[[Lens, PointCurves, Edit], Tensor]] = {
-            "loop": _loop_over_points,
-            "replay": _replayed_curves,
-        }
-        seconds = {way: float("inf") for way in ways}
-        errors = {}
-        for _ in range(settings.repeats):
-            for way, draw in ways.items():
-                began = time.perf_counter()
-                errors[way] = draw(lens, curves, edit)
-                seconds[way] = min(seconds[way], time.perf_counter() - began)
-        off = (errors["loop"] - errors["replay"]).abs().max()
-        found |= {f"{way}_{name}_seconds": value for way, value in seconds.items()}
-        found[f"ratio_{name}"] = seconds["loop"] / seconds["replay"]
+        ways[f"loop_{name}"] = partial(_loop_over_points, lens, curves, edit)
+        ways[f"replay_{name}"] = partial(_replayed_curves, lens, curves, edit)
+    timings = time_in_turn(ways, settings.repeats, say=say)
+    found: Figures = {"n_points": settings.n_points, "n_prompts": settings.n_prompts}
+    found["n_vectors"] = settings.n_vectors
+    for name in ("bare", "vectors"):
+        loop, replay = f"loop_{name}", f"replay_{name}"
+        off = (timings.results[loop] - timings.results[replay]).abs().max()
+        found |= {f"{way}_seconds": median(timings.seconds[way]) for way in (loop, replay)}
+        found |= with_range(f"ratio_{name}", ratios(timings.seconds[loop], timings.seconds[replay]))
         found[f"largest_difference_{name}"] = float(off)
-    return found
+    return found | timings.conditions
 
 
 def _replayed_curves(lens: Lens, curves: PointCurves, edit: Edit) -> Tensor:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from pandas.testing import assert_frame_equal
 
 from helpers import trained, zoo
 from helpers.commands import mistake, ok, run
-from tvlens import tasks
+from tvlens import bench, tasks
 from tvlens.cli import app as cli
 from tvlens.cli.options import fit_settings
 from tvlens.errors import (
@@ -447,7 +448,10 @@ def test_bench_writes_the_promised_keys(here, tmp_path):
     }
     assert all(math.isfinite(value) for value in figures.values())
     assert figures["aie_max_abs_diff"] < 1e-5
-    assert all(f"│ {name} " in out for name in figures)
+    ends = {f"{name}_{end}" for name in figures for end in ("low", "high")}
+    assert "aie_speedup_vs_transformer_lens_low" in figures.keys() & ends
+    assert re.search(r"┃ figure +┃ +value ┃ +low ┃ +high ┃", out)
+    assert all((f"│ {name} " in out) != (name in ends) for name in figures), "ranges are columns"
     row = pd.read_csv(tmp_path / "run" / "bench.csv").iloc[0]
     assert row.to_dict() == pytest.approx(figures)
 
@@ -702,6 +706,27 @@ def test_what_cannot_be_compared_is_refused(first, words, tmp_path, monkeypatch)
     Path("binary.csv").write_bytes(b"PAR1\x80\x81")
     message = mistake("compare", first, "aie@heads.csv", "--out", "run", kind=TvlensError)
     assert words in message
+
+
+@pytest.mark.parametrize(("other_load", "said"), [(0.0, False), (0.3, True)])
+def test_bench_says_when_the_machine_was_busy(here, tmp_path, monkeypatch, other_load, said):
+    monkeypatch.setattr("tvlens.timing._other_load", lambda *_: other_load)
+    words = ["--model", here / "model", "--data", here / "data", "--task", "seven-on"]
+    out = ok("bench", *words, "--out", tmp_path)
+    line = "not to be quoted: the machine was busy: other processes used 30% of its cores"
+    assert (line in out) == said
+    assert bool(re.search(r"│ idle +│ +no │", out)) == said
+
+
+def test_regression_bench_shows_ranges(tmp_path, monkeypatch):
+    monkeypatch.setattr("tvlens.timing._other_load", lambda *_: 0.3)
+    small = bench.CurveBenchSettings(preset="tiny", n_points=3, n_prompts=1, n_vectors=1, repeats=1)
+    monkeypatch.setattr(bench, "CurveBenchSettings", lambda seed: replace(small, seed=seed))
+    out = ok("regression", "bench", "--out", tmp_path)
+    assert re.search(r"│ ratio_bare +│ +[\d.]+ │ +[\d.]+ │ +[\d.]+ │", out)
+    assert "not to be quoted: the machine was busy" in out
+    row = pd.read_csv(tmp_path / "bench.csv").iloc[0]
+    assert row["ratio_bare_low"] == row["ratio_bare"] == row["ratio_bare_high"]
 
 
 def test_bench_takes_one_task(here, tmp_path):

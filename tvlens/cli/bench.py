@@ -1,8 +1,9 @@
 """How fast replay is, measured on this machine."""
 
+import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,6 +24,9 @@ from tvlens.cli.options import (
 from tvlens.console import say, show
 from tvlens.errors import UnknownNameError
 
+if TYPE_CHECKING:
+    from tvlens.timing import Figures
+
 
 def bench_text(
     out: OutOption = Path("runs/bench"),
@@ -40,7 +44,7 @@ def bench_text(
         Path | None, typer.Option("--json", help="Also write the figures to this file.")
     ] = None,
 ) -> None:
-    """Replay against loops of whole forward passes, timed side by side; writes OUT/bench.csv."""
+    """Replay against loops of whole forward passes, timed in turn; writes OUT/bench.csv."""
     chosen = read_tasks(task, data, "error")
     if len(chosen) != 1:
         raise UnknownNameError(f"--task {task!r}: expected one task, got {len(chosen)}")
@@ -58,7 +62,7 @@ def bench_text(
         run.write_table("bench", pd.DataFrame([figures]))
     if json_file is not None:
         write(json_file, encode_json("the benchmark", figures))
-    show([{"figure": name, "value": value} for name, value in figures.items()], repr(lens))
+    _show_figures(figures, repr(lens))
 
 
 def bench_regression(out: OutOption = Path("runs/bench-curves"), seed: SeedOption = 0) -> None:
@@ -70,6 +74,26 @@ def bench_regression(out: OutOption = Path("runs/bench-curves"), seed: SeedOptio
 
     settings = CurveBenchSettings(seed=seed)
     with Run.open(out, "regression bench", asdict(settings), seeds={"seed": seed}) as run:
-        found = bench_curves(settings)
+        found = bench_curves(settings, say=say)
         run.write_table("bench", pd.DataFrame([found]))
-    show([{"figure": name, "value": value} for name, value in found.items()], digits=4)
+    _show_figures(found, digits=4)
+
+
+def _show_figures(figures: "Figures", title: str | None = None, *, digits: int = 3) -> None:
+    """One row a figure, beside it its range over the rounds, and why it is not to be quoted."""
+    from tvlens.bench import doubts
+
+    ends = {f"{name}_{end}" for name in figures for end in ("low", "high")}
+    rows = [
+        {
+            "figure": name,
+            "value": value,
+            "low": figures.get(f"{name}_low", math.nan),
+            "high": figures.get(f"{name}_high", math.nan),
+        }
+        for name, value in figures.items()
+        if name not in ends
+    ]
+    show(rows, title, digits=digits)
+    for doubt in doubts(figures):
+        say(f"not to be quoted: {doubt}")
