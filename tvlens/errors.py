@@ -56,3 +56,11 @@ class NumericalError(TvlensError, ArithmeticError):
 
 class RunError(TvlensError, OSError):
     """A run folder cannot be created, resumed or written."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says first, in 200 printable characters at most, without a stop."""
+    said = str(error).strip()
+    if not said:
+        return type(error).__name__
+    return "".join(filter(str.isprintable, said.splitlines()[0])).rstrip(".;: ")[:200]

@@ -680,8 +680,8 @@ def test_a_study_needs_a_vector_to_evaluate(source, tmp_path):
             "aie@twice.csv",
             "the table of heads has several rows for layer 0, head 0; expected one for each head",
         ),
-        ("aie@empty.csv", "empty.csv cannot be read as CSV"),
-        ("aie@binary.csv", "binary.csv cannot be read as CSV"),
+        ("aie@empty.csv", "cannot read empty.csv"),
+        ("aie@binary.csv", "cannot read binary.csv"),
         ("aie@other.csv", "no task is in both aie@other.csv (b) and aie@heads.csv (a)"),
         ("aie@wide.csv", "head maps of shape [1, 3] and [1, 2]"),
         (

@@ -10,7 +10,7 @@ import typer
 
 from tvlens import tasks as text_tasks
 from tvlens.console import say
-from tvlens.errors import RunError, ShapeError, TaskError, UnknownNameError
+from tvlens.errors import ShapeError, TaskError, UnknownNameError
 from tvlens.tasks import Task
 from tvlens.tasks.text.files import Duplicates, load_named, task_files
 
@@ -239,17 +239,16 @@ def read_scores(text: str) -> "dict[str, Scores]":
     """
     import pandas as pd
 
-    from tvlens.scores.score import Scores
+    from tvlens.runs.storage import reading
+    from tvlens.scores.score import Scores, layers_in
 
     file, column = score_file(text), text.split("@")[0]
-    try:
-        table = pd.read_csv(file)
-    except (OSError, ValueError) as error:
-        raise RunError(f"{file} cannot be read as CSV: {error}; expected RUN/heads.csv") from error
+    with reading(file, "a table of heads in CSV, such as RUN/heads.csv"):
+        # Or a task called NA would be none.
+        table = pd.read_csv(file, converters={"task": str})
     try:
         # Maps of different layers are not compared with each other later on.
-        layers = sorted(table["layer"].unique().tolist()) if "layer" in table else None
-        return Scores.from_frame(table, column, layers=layers)
+        return Scores.from_frame(table, column, layers=layers_in(table))
     except (UnknownNameError, ShapeError) as error:
         raise type(error)(f"{file}: {error}") from error
 

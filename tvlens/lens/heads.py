@@ -12,6 +12,7 @@ from tvlens.errors import NumericalError, ShapeError, TaskError
 from tvlens.lens.edits import NoEdit
 from tvlens.lens.engine import Reading
 from tvlens.lens.lens import Lens
+from tvlens.runs.facts import integer_of, integers_of, text_of
 from tvlens.runs.storage import Kept
 from tvlens.tasks.base import HasDonors, PromptSet
 from tvlens.tasks.text.prompts import Prompts, Template
@@ -42,6 +43,30 @@ class HeadMeans(Kept):
     layers: tuple[int, ...] | None = None
     prompts: str = ""
     layout: str = ""
+
+    def __post_init__(self) -> None:
+        both = (("z", self.z), ("outputs", self.outputs))
+        if (
+            any(tensor.ndim != 3 for _, tensor in both)
+            or self.z.shape[:2] != self.outputs.shape[:2]
+        ):
+            raise ShapeError(
+                f"head means of {self.model!r}: z has shape {tuple(self.z.shape)}, outputs "
+                f"{tuple(self.outputs.shape)}; expected (layer, head, d_head) and (layer, head, "
+                "d_model)"
+            )
+        for name, tensor in both:
+            if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+                raise NumericalError(
+                    f"head means of {self.model!r}: {name} are no real, finite numbers; look for "
+                    "NaN in the weights, or an overflow of the model's precision"
+                )
+        outside = [n for n in self.layers or () if not 0 <= n < len(self.z)]
+        if outside or not all(0 <= i < self.offered for i in self.kept):
+            raise ShapeError(
+                f"head means of {self.model!r}: layers {self.layers} of {len(self.z)}, and prompts "
+                f"{str(self.kept)[:40]}… of {self.offered}; expected some of these"
+            )
 
     def require_layout(self, template: Template) -> None:
         """Refuse a layout other than that of the prompts that were offered.
@@ -83,12 +108,12 @@ class HeadMeans(Kept):
         return cls(
             tensors["z"],
             tensors["outputs"],
-            tuple(facts["kept"]),
-            facts["offered"],
-            facts["model"],
-            None if facts.get("layers") is None else tuple(facts["layers"]),
-            facts.get("prompts", ""),
-            facts.get("layout", ""),
+            integers_of(facts, "kept"),
+            integer_of(facts, "offered"),
+            text_of(facts, "model"),
+            None if facts.get("layers") is None else integers_of(facts, "layers"),
+            text_of(facts, "prompts", ""),
+            text_of(facts, "layout", ""),
         )
 
     def require_fit(self, lens: Lens) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from tvlens.errors import ModelError, TvlensError, UnknownNameError
+from tvlens.errors import ModelError, TvlensError, UnknownNameError, first_line
 from tvlens.lens.lens import Lens
 from tvlens.lens.readout import FirstToken, Readout, SquaredError
 from tvlens.lens.selfcheck import choose_engine
@@ -23,7 +23,6 @@ from tvlens.models.reference import Reference, read_reference, require_same
 from tvlens.models.regression.points import BridgePoints, HookedPoints
 from tvlens.models.regression.transformer import RegressionTransformer
 from tvlens.models.source import (
-    first_line,
     read_huggingface,
     read_tokenizer,
     which_device,
@@ -93,10 +92,9 @@ def load(
     readout: Readout = FirstToken()
     if is_regression(model):
         name = name or Path(model).name.removesuffix(".safetensors")
-        model, card = read_regression(model)
-        readout = SquaredError(card["variance"])
-    elif isinstance(model, RegressionTransformer):
-        readout = SquaredError()
+        model, _ = read_regression(model)
+    if isinstance(model, RegressionTransformer):
+        readout = SquaredError(model.variance)
     wrapped = own_model = _already_wrapped(model, name, tokenizer)
     reference: Reference | None = None
     if isinstance(model, RegressionTransformer):

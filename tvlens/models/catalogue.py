@@ -306,8 +306,15 @@ def load_shipped(name: str) -> "tuple[RegressionTransformer, dict[str, Any]]":
 
 
 def is_regression(model: object) -> bool:
-    """Whether this is the name of a shipped regression transformer, or the file of another."""
-    return str(model) in list_shipped() or str(model).endswith(_SUFFIX)
+    """Whether this is the name of a shipped regression transformer, or the file of another.
+
+    Or a folder or checkpoint in the published layout of Garg et al. (2022).
+    """
+    if str(model) in list_shipped() or str(model).endswith(_SUFFIX):
+        return True
+    from tvlens.models.regression.garg import is_garg
+
+    return isinstance(model, str | Path) and is_garg(model)
 
 
 def read_regression(model: str | Path) -> "tuple[RegressionTransformer, dict[str, Any]]":
@@ -315,18 +322,22 @@ def read_regression(model: str | Path) -> "tuple[RegressionTransformer, dict[str
 
     Raises:
         UnknownNameError: there is neither such a shipped model nor such a file.
-        RunError: the file is truncated or not safetensors.
+        RunError: the file is truncated, not safetensors or holds more than weights.
         ModelError: it holds another architecture, or weights that are not finite.
     """
     if str(model) in list_shipped():
         return load_shipped(str(model))
+    from tvlens.models.regression.garg import is_garg, load_garg
+    from tvlens.models.regression.transformer import load_regression
+
+    if is_garg(model):
+        found = load_garg(model)
+        return found, found.card
     if not Path(model).is_file():
         raise UnknownNameError(
             f"no regression model {str(model)!r}: no shipped model has this name "
             f"({', '.join(list_shipped())}) and there is no such file"
         )
-    from tvlens.models.regression.transformer import load_regression
-
     return load_regression(model)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from tvlens.errors import ModelError, TvlensError, UnknownNameError
+from tvlens.errors import ModelError, TvlensError, UnknownNameError, first_line
 from tvlens.models.catalogue import BUNDLED, bundled_folder, known_models
 
 # Further arguments that say where a model is, and so where its tokenizer is.
@@ -153,9 +153,3 @@ def _require_plain(model: Any) -> None:
             f"a {type(model).__name__} has quantised weights; expected plain ones: load it without "
             "quantization_config, or take model.dequantize()"
         )
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says first, without the stop at its end."""
-    said = str(error).strip()
-    return said.splitlines()[0].rstrip(".;: ") if said else type(error).__name__

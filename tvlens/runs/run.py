@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -32,12 +33,14 @@ from torch import Tensor
 from tvlens.errors import RunError
 from tvlens.runs.storage import (
     OWN,
+    SUFFIXES,
     K,
     encode,
     encode_json,
     read,
     remove,
     replacing,
+    restored,
     write,
 )
 
@@ -45,6 +48,8 @@ JSON: TypeAlias = dict[str, Any] | list[Any] | tuple[Any, ...] | str | int | flo
 """A value that JSON can hold; no NaN. Tuples come back as lists."""
 
 _INDEX = f"{OWN}step.json"
+_LISTED = 350
+"""Characters of a message that list what differs."""
 _PACKAGES = ("tvlens", "torch", "transformer-lens", "transformers", "numpy", "pandas")
 
 
@@ -97,6 +102,7 @@ class Run:
             manifest = _new_manifest(identity)
             if (folder / "manifest.json").exists():
                 earlier = read(folder / "manifest.json", None, "choose another --out")
+                _require_manifest(folder, earlier, manifest)
                 _refuse_different(folder, earlier, manifest, [*identity])
                 manifest = _resume(earlier, manifest)
             run = cls(folder, manifest, lock)
@@ -164,6 +170,7 @@ class Run:
             self._save_step(folder, name, outputs, round(time.perf_counter() - start, 3))
         remedy = f"delete '{folder}'"
         index = read(folder / _INDEX, None, remedy)
+        _require_index(folder / _INDEX, index, remedy)
         self.manifest["timings"][name] = index["seconds"]
         self._write_manifest()
         files = index["outputs"].items()
@@ -182,8 +189,13 @@ class Run:
             tensors, facts = compute().state()
             return {"tensors": tensors, "facts": facts}
 
-        saved = self.step(name, outputs)
-        return kind.of_state(saved["tensors"], saved["facts"])
+        saved, folder = self.step(name, outputs), self._path("steps", name)
+        if not saved.keys() >= {"tensors", "facts"}:
+            raise RunError(
+                f"step {name!r} in '{folder}' keeps {', '.join(saved) or 'nothing'}, expected "
+                "tensors and facts; delete that folder and run the same command again"
+            )
+        return restored(kind, saved["tensors"], saved["facts"], folder)
 
     def write_table(self, name: str, table: DataFrame) -> Path:
         """Returns the path of `name.csv`, written with `name.parquet` beside it; drops the index.
@@ -290,22 +302,61 @@ def _resume(earlier: dict[str, Any], manifest: dict[str, Any]) -> dict[str, Any]
     return {**manifest, **notes, "earlier_sessions": sessions}
 
 
+def _require_manifest(folder: Path, earlier: Any, now: dict[str, Any]) -> None:
+    """Refuse what has not the keys of a manifest, each of its kind."""
+    problem = "is no object"
+    if isinstance(earlier, dict):
+        lists = ("filters", "earlier_sessions")
+        kinds: dict[str, type] = dict.fromkeys(("versions", "config", "data", "timings"), dict)
+        kinds |= {key: list for key in lists}
+        wrong = [key for key, kind in kinds.items() if not isinstance(earlier.get(key), kind)]
+        missing = [key for key in now if key not in earlier]
+        if not wrong and not missing and isinstance(earlier["versions"].get("tvlens"), str):
+            return
+        problem = f"has no sound {(missing or wrong or ['versions'])[0]!r}"
+    raise RunError(
+        f"'{folder}/manifest.json' is not a run's manifest: it {problem}; choose another --out"
+    )
+
+
+def _require_index(path: Path, index: Any, remedy: str) -> None:
+    """Refuse what is no index of a step: its seconds, and files of this folder with digests."""
+    sound = isinstance(index, dict) and isinstance(index.get("outputs"), dict)
+    if sound and isinstance(index.get("seconds"), int | float):
+        expected = ((key, entry) for key, entry in index["outputs"].items())
+        if all(
+            isinstance(entry, list)
+            and [type(part) for part in entry] == [str, str]
+            and entry[0] in {f"{key}{suffix}" for suffix in SUFFIXES}
+            for key, entry in expected
+        ):
+            return
+    raise RunError(
+        f"'{path}' is no index of a step: expected seconds, and for every output its file and the "
+        f"file's SHA-256; {remedy} and run the same command again"
+    )
+
+
 def _refuse_different(folder: Path, earlier: Any, now: dict[str, Any], keys: list[str]) -> None:
-    if not isinstance(earlier, dict) or not earlier.keys() >= now.keys():
-        raise RunError(f"'{folder}/manifest.json' is not a run's manifest; choose another --out")
     versions = [manifest["versions"]["tvlens"].split(".")[:2] for manifest in (earlier, now)]
     old = _flat({**{key: earlier[key] for key in keys}, "tvlens": ".".join(versions[0])})
     new = _flat({**{key: now[key] for key in keys}, "tvlens": ".".join(versions[1])})
     differing = [
-        f"  {key}: {old.get(key, 'absent')} there, {new.get(key, 'absent')} now\n"
+        f"  {key}: {_cut(old.get(key, 'absent'))} there, {_cut(new.get(key, 'absent'))} now\n"
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     ]
     if differing:
+        fit = sum(length <= _LISTED for length in accumulate(map(len, differing))) or 1
+        more = f"  and {len(differing) - fit} more\n" if len(differing) > fit else ""
         raise RunError(
-            f"run folder '{folder}' belongs to a different run:\n{''.join(differing)}"
+            f"run folder '{folder}' belongs to a different run:\n{''.join(differing[:fit])}{more}"
             "choose another --out, or delete the folder to start again"
         )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 70 else f"{text[:34]} … {text[-34:]}"
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:

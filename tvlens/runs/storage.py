@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from tvlens.errors import RunError
+from tvlens.errors import RunError, TvlensError, first_line
 
 if TYPE_CHECKING:
     # torch and pandas are imported where they are used: digests and text need neither.
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 OWN = ".tvlens-"
 """Begins the names of temporary files, locks and indices."""
+
+SUFFIXES = (".json", ".parquet", ".safetensors")
+"""Endings of files that `encode` makes."""
+
+_DIGEST = "sha256"
 
 
 K = TypeVar("K", bound="Kept")
@@ -58,45 +63,118 @@ class Kept(ABC):
         Raises:
             RunError: the file cannot be read or holds something else.
         """
-        tensors, facts = load_tensors(path)
-        try:
-            return cls.of_state(tensors, facts)
-        except KeyError as error:
-            raise RunError(
-                f"{path} holds no {cls.__name__}: it lacks {error}, it has "
-                f"{', '.join([*tensors, *facts]) or 'nothing'}; expected a file that "
-                f"{cls.__name__}.save or a tvlens command wrote"
-            ) from error
+        return restored(cls, *load_tensors(path), path)
+
+
+def restored(
+    kind: type[K], tensors: "Mapping[str, Tensor]", facts: Mapping[str, Any], path: Path | str
+) -> K:
+    """The value that was kept in a file.
+
+    Raises:
+        TvlensError: the file, at `path`, holds something else, or no sound value.
+    """
+    wrong: tuple[type[Exception], ...] = (KeyError, TypeError, ValueError, IndexError)
+    wrong = (*wrong, AttributeError, RuntimeError, OverflowError)
+    try:
+        return kind.of_state(tensors, facts)
+    except TvlensError as error:
+        raise type(error)(f"{path} holds no sound {kind.__name__}: {error}") from error
+    except wrong as error:
+        lacks = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
+        has = ", ".join(ascii(name)[1:31].rstrip("'") for name in [*tensors, *facts][:12])
+        raise RunError(
+            f"{path} holds no {kind.__name__}: {lacks}, it has {has or 'nothing'}; expected a file "
+            f"that {kind.__name__}.save or a tvlens command wrote"
+        ) from error
 
 
 def save_tensors(
     path: Path | str, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, Any]
 ) -> None:
-    """Write tensors and JSON-able metadata to one file, whole or not at all.
+    """Write tensors and JSON-able metadata to one file, with a digest of both, whole or not at all.
 
     Raises:
         RunError: the file cannot be written.
     """
     texts = {key: json.dumps(value) for key, value in metadata.items()}
-    write(Path(path), encode_tensors(tensors, texts))
+    digest = _digest(tensors, texts)
+    write(Path(path), encode_tensors(tensors, texts | {_DIGEST: digest}))
 
 
 def load_tensors(path: Path | str) -> "tuple[dict[str, Tensor], dict[str, Any]]":
     """Tensors and metadata of a file written by `save_tensors`.
 
     Raises:
-        RunError: the file is missing, truncated or not safetensors.
+        RunError: the file is missing, truncated or not safetensors, or holds something else than
+            its digest says.
     """
-    try:
+    with reading(path, "a whole safetensors file that tvlens wrote"):
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata = {key: json.loads(text) for key, text in (file.metadata() or {}).items()}
-    except (OSError, SafetensorError, ValueError) as error:
-        raise RunError(
-            f"cannot read {path}: {error}; expected a whole safetensors file that tvlens wrote; "
-            "name another one, or make this one again"
-        ) from error
+            texts = dict(file.metadata() or {})
+        digest = texts.pop(_DIGEST, None)
+        if digest not in (None, _digest(tensors, texts)):
+            raise ValueError("it does not hold what was saved")
+        metadata = {key: json.loads(text) for key, text in texts.items()}
     return tensors, metadata
+
+
+def load_weights(path: Path | str) -> Any:
+    """What a file of `torch.save` holds, if that is weights and no more than its own bytes.
+
+    No code in it is run (`torch.load(weights_only=True)`).
+
+    Raises:
+        RunError: the file is missing, damaged, or holds something else.
+    """
+    import pickle
+    import zipfile
+
+    import torch
+
+    with reading(path, "a file of torch.save (1.6 or newer) that holds weights and no code"):
+        size = Path(path).stat().st_size
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked > size:
+            raise ValueError(f"its {size} bytes unpack to {unpacked}")
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise ValueError("it holds more than weights") from error
+
+
+@contextmanager
+def reading(path: Path | str, expected: str) -> Iterator[None]:
+    """Whatever goes wrong while a file is read becomes one error that names the file.
+
+    Raises:
+        RunError: the block failed.
+    """
+    try:
+        yield
+    except TvlensError:
+        raise
+    except Exception as error:
+        raise RunError(
+            f"cannot read {path}: {first_line(error)}; expected {expected}; name another one, or "
+            "make this one again"
+        ) from error
+
+
+def _digest(tensors: "Mapping[str, Tensor]", texts: Mapping[str, str]) -> str:
+    """SHA-256, in hexadecimal, of tensors and texts by name."""
+    import torch
+
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        kept = tensor.detach().cpu().contiguous()
+        found.update(f"{name} {kept.dtype} {tuple(kept.shape)}\n".encode())
+        found.update(kept.reshape(-1).view(torch.uint8).numpy().tobytes() if kept.numel() else b"")
+    for name, text in sorted(texts.items()):
+        found.update(f"{name} {len(text)} {text}\n".encode())
+    return found.hexdigest()
 
 
 def encode(what: str, value: Any, metadata: Mapping[str, str]) -> tuple[str, bytes]:
@@ -128,9 +206,9 @@ def encode_json(what: str, value: Any) -> bytes:
     """
     try:
         text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False)
-    except (ValueError, TypeError) as error:
-        raise RunError(f"{what} cannot be stored as JSON: {error}") from error
-    return f"{text}\n".encode()
+        return f"{text}\n".encode()
+    except (ValueError, TypeError, RecursionError) as error:
+        raise RunError(f"{what} cannot be stored as JSON: {first_line(error)}") from error
 
 
 def encode_tensors(tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> bytes:
@@ -165,9 +243,10 @@ def read(path: Path, digest: str | None, remedy: str) -> Any:
         import safetensors.torch
 
         return safetensors.torch.load(content)
-    except (OSError, ValueError) as error:
-        message = f"'{path}' is damaged: {error}; {remedy} and run the same command again"
-        raise RunError(message) from error
+    except Exception as error:
+        raise RunError(
+            f"'{path}' is damaged: {first_line(error)}; {remedy} and run the same command again"
+        ) from error
 
 
 def write(path: Path, content: bytes) -> None:

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tvlens.errors import ShapeError, UnknownNameError
+from tvlens.runs.facts import text_of
 from tvlens.runs.storage import Kept
 from tvlens.scores.ranking import Head, top_heads
 from tvlens.stats import bootstrap_mean_axis
@@ -52,6 +53,19 @@ class Scores(Kept):
     baseline: Float[Tensor, " prompt"] | None = None
 
     def __post_init__(self) -> None:
+        each = [self.scores, *(x for x in (self.values, self.baseline) if x is not None)]
+        if self.scores.ndim != 2 or not all(x.is_floating_point() for x in each):
+            raise ShapeError(
+                f"scores {self.name!r} have shape {tuple(self.scores.shape)} and type "
+                f"{self.scores.dtype}; expected real numbers of (layer, head)"
+            )
+        if self.baseline is not None and self.baseline.shape != (
+            len(self.baseline if self.values is None else self.values),
+        ):
+            raise ShapeError(
+                f"scores {self.name!r}: the baseline has shape {tuple(self.baseline.shape)}; "
+                "expected one number for each prompt"
+            )
         if self.values is not None and self.values.shape[1:] != self.scores.shape:
             raise ShapeError(
                 f"scores {self.name!r} are of {tuple(self.scores.shape)} (layer, head), their "
@@ -144,6 +158,9 @@ class Scores(Kept):
             )
         if not pd.api.types.is_numeric_dtype(table[name]):
             raise UnknownNameError(f"column {name!r} holds no numbers; name a score of heads")
+        if table["task"].isna().any():
+            raise UnknownNameError("the table of heads has rows without a task; name one in each")
+        layers_in(table)
         return {
             str(task): Scores(_grid(rows, name, str(task), layers), name, unit, str(task), model)
             for task, rows in table.groupby("task", sort=False)
@@ -160,10 +177,10 @@ class Scores(Kept):
         """The scores that have this state."""
         return cls(
             tensors["scores"],
-            facts["name"],
-            facts["unit"],
-            facts["task"],
-            facts["model"],
+            text_of(facts, "name"),
+            text_of(facts, "unit"),
+            text_of(facts, "task"),
+            text_of(facts, "model"),
             values=tensors.get("values"),
             baseline=tensors.get("baseline"),
         )
@@ -172,6 +189,27 @@ class Scores(Kept):
 def _has_heads(scores: HeadMap) -> Bool[Tensor, " layer"]:
     """Which layers have heads: a single head that is NaN is no layer without."""
     return ~scores.isnan().all(dim=1)
+
+
+def layers_in(table: pd.DataFrame) -> list[int]:
+    """Layers that a table of heads has rows of, sorted.
+
+    Raises:
+        UnknownNameError: there is no column of layers.
+        ShapeError: layers or heads are not whole numbers that count from 0.
+    """
+    for key in HEAD_KEYS[1:]:
+        if key not in table:
+            raise UnknownNameError(f"the table of heads has no column {key}")
+        numbers = pd.to_numeric(table[key], errors="coerce").to_numpy(dtype=float)
+        wrong = ~((numbers >= 0) & (numbers < len(table)) & (numbers % 1 == 0))
+        if wrong.any():
+            first = int(wrong.argmax())
+            raise ShapeError(
+                f"the table of heads has {key} {str(table[key].iloc[first])[:20]!r} in row "
+                f"{first + 1}; expected one row for every head, layers and heads counted from 0"
+            )
+    return sorted({int(float(layer)) for layer in table["layer"]})
 
 
 def head_table(columns: Mapping[str, HeadMap], task: str) -> pd.DataFrame:
@@ -215,7 +253,7 @@ def join_scores(scores: Sequence[Scores], *, seed: int = 0) -> pd.DataFrame:
 
 def _grid(rows: pd.DataFrame, name: str, task: str, layers: Sequence[int] | None) -> HeadMap:
     """The `[layer, head]` map of one task's rows."""
-    keys = rows[["layer", "head"]]
+    keys = rows[["layer", "head"]].astype(float).astype("int64")
     twice = keys[keys.duplicated()]
     if len(twice):
         layer, head = twice.iloc[0]
@@ -228,14 +266,14 @@ def _grid(rows: pd.DataFrame, name: str, task: str, layers: Sequence[int] | None
     there = {(int(layer), int(head)) for layer, head in numbers}
     expected = range(n_layer) if layers is None else layers
     lacking = [(i, j) for i in expected for j in range(n_head) if (i, j) not in there]
-    if lacking or numbers.min() < 0:
-        first = f"layer {lacking[0][0]}, head {lacking[0][1]}" if lacking else "a negative number"
+    if lacking:
+        layer, head = lacking[0]
         raise ShapeError(
             f"task {task!r}: the table of heads has {len(rows)} rows up to layer {n_layer - 1}, "
-            f"head {n_head - 1}, and {len(lacking)} heads below have none (first: {first}); "
-            "expected one row for every head, layers and heads counted from 0"
+            f"head {n_head - 1}, and {len(lacking)} heads below have none (first: layer {layer}, "
+            f"head {head}); expected one row for every head, layers and heads counted from 0"
         )
     grid = torch.full((n_layer, n_head), torch.nan, dtype=torch.float64)
-    at, heads = (torch.from_numpy(numbers[:, i].astype("int64")) for i in range(2))
+    at, heads = (torch.from_numpy(numbers[:, i].copy()) for i in range(2))
     grid[at, heads] = torch.tensor(rows[name].to_numpy(dtype=float))
     return grid

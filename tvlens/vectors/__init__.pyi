@@ -13,6 +13,7 @@ from .fv import published_mixture as published_mixture
 from .ltv.attribution import attribute as attribute
 from .ltv.fit import fit_ltv as fit_ltv
 from .ltv.ltv import LearnableTaskVector as LearnableTaskVector
+from .ltv.released import load_released as load_released
 from .ltv.settings import FitSettings as FitSettings
 from .materials import Materials as Materials
 from .vector import HeadMixture as HeadMixture

@@ -17,6 +17,7 @@ from tvlens.errors import NumericalError, ShapeError
 from tvlens.lens.edits import AddHeads, AddToResidual, Edit
 from tvlens.lens.heads import HeadMeans, donor_outputs
 from tvlens.lens.lens import Lens
+from tvlens.runs.facts import integers_of, text_of
 from tvlens.runs.storage import Kept
 from tvlens.tasks.base import HasPlaces, PromptSet
 
@@ -84,10 +85,11 @@ class TaskVector(Vector):
     origin: str
 
     def __post_init__(self) -> None:
-        if self.vectors.ndim != 2:
+        if self.vectors.ndim != 2 or not self.vectors.is_floating_point():
             raise ShapeError(
-                f"task vector ({self.origin}) has shape {tuple(self.vectors.shape)}; expected "
-                "(layer, d_model): one row for each layer, of which `layers` says which are added"
+                f"task vector ({self.origin}) has shape {tuple(self.vectors.shape)} and type "
+                f"{self.vectors.dtype}; expected real numbers of (layer, d_model): one row for "
+                "each layer, of which `layers` says which are added"
             )
         outside = [n for n in self.layers if not 0 <= n < self.vectors.shape[0]]
         if outside:
@@ -128,6 +130,8 @@ class TaskVector(Vector):
         return self._combine(other, -1.0, "-")
 
     def _combine(self, other: "TaskVector", sign: float, symbol: str) -> "TaskVector":
+        if not isinstance(other, TaskVector):
+            return NotImplemented
         require_fit(other, self.vectors.shape[0], self.vectors.shape[1], self.model)
         layers = tuple(sorted({*self.layers, *other.layers}))
         return TaskVector(
@@ -162,7 +166,7 @@ class TaskVector(Vector):
     @classmethod
     def of_state(cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> "TaskVector":
         """The vector that has this state."""
-        return cls(tensors["vectors"], tuple(facts["layers"]), facts["model"], facts["origin"])
+        return cls(tensors["vectors"], *_said(facts))
 
 
 @dataclass(frozen=True)
@@ -185,12 +189,15 @@ class HeadMixture(Vector):
     origin: str
 
     def __post_init__(self) -> None:
-        n_layer = self.mix.shape[1]
-        if self.mix.shape[0] != n_layer or not all(0 <= n < n_layer for n in self.layers):
+        n_layer = len(self.mix) if self.mix.ndim else 0
+        shaped = self.mix.ndim == 3 and self.mix.shape[1] == n_layer
+        inside = all(0 <= n < n_layer for n in self.layers)
+        if not (shaped and inside and self.mix.is_floating_point()):
             raise ShapeError(
-                f"{self.origin}: mix of shape {tuple(self.mix.shape)} (to_layer, layer, head) with "
-                f"layers {self.layers}; expected as many layers to add at as there are layers of "
-                f"heads, and layers from 0 to {n_layer - 1}"
+                f"{self.origin}: mix of shape {tuple(self.mix.shape)} and type {self.mix.dtype} "
+                f"with layers {self.layers}; expected real numbers of (to_layer, layer, head), as "
+                "many layers to add at as there are layers of heads, and layers from 0 to "
+                f"{n_layer - 1}"
             )
         if not torch.isfinite(self.mix).all():
             raise NumericalError(
@@ -239,7 +246,11 @@ class HeadMixture(Vector):
     @classmethod
     def of_state(cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> "HeadMixture":
         """The mixture that has this state."""
-        return cls(tensors["mix"], tuple(facts["layers"]), facts["model"], facts["origin"])
+        return cls(tensors["mix"], *_said(facts))
+
+
+def _said(facts: Mapping[str, Any]) -> tuple[tuple[int, ...], str, str]:
+    return integers_of(facts, "layers"), text_of(facts, "model"), text_of(facts, "origin")
 
 
 def _require_same(mixture: HeadMixture, sizes: tuple[int, ...], model: str) -> None:

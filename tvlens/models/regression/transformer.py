@@ -7,7 +7,7 @@ at the position of xᵢ, which sees the points before it.
 
 import hashlib
 import json
-import pickle
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2Model
 
-from tvlens.errors import ModelError, RunError, ShapeError
+from tvlens.errors import ModelError, ShapeError
 from tvlens.runs.storage import load_tensors, save_tensors
 
 
@@ -40,10 +40,11 @@ class RegressionSizes:
     d_model: int
 
     def __post_init__(self) -> None:
-        small = [name for name, size in asdict(self).items() if size < 1]
-        if small or self.d_model % self.n_head:
+        sizes = asdict(self).values()
+        if not all(type(size) is int and size >= 1 for size in sizes) or self.d_model % self.n_head:
             raise ShapeError(
-                f"{self}: every size must be at least 1 and d_model divisible by n_head"
+                f"{str(self)[:200]}: every size must be a whole number, at least 1, and d_model "
+                "divisible by n_head"
             )
 
 
@@ -64,11 +65,13 @@ class RegressionTransformer(nn.Module):
         read_in: point to residual stream.
         backbone: Hugging Face GPT-2 without token embedding or dropout.
         read_out: normalised residual stream to prediction.
+        card: how it was trained, where that is known.
     """
 
     def __init__(self, sizes: RegressionSizes) -> None:
         super().__init__()
         self.sizes = sizes
+        self.card: dict[str, Any] = {}
         self.read_in = nn.Linear(sizes.n_dims, sizes.d_model)
         self.backbone = GPT2Model(gpt2_config(sizes))
         self.read_out = nn.Linear(sizes.d_model, 1)
@@ -84,6 +87,21 @@ class RegressionTransformer(nn.Module):
         self.require_points(xs.shape[1], xs.shape[2])
         residual = self.backbone(inputs_embeds=self.read_in(interleave(xs, ys))).last_hidden_state
         return self.read_out(residual)[:, ::2, 0]
+
+    @property
+    def variance(self) -> float:
+        """Variance of f(x) in training, over which errors are given; 1 where it is not known.
+
+        Raises:
+            ModelError: the card gives none that is a positive number.
+        """
+        found = self.card.get("variance", 1.0)
+        if isinstance(found, int | float) and 0 < found < math.inf:
+            return float(found)
+        raise ModelError(
+            f"the card of a regression model gives the variance {ascii(found)[:40]}; expected a "
+            "positive number"
+        )
 
     @property
     def digest(self) -> str:
@@ -162,72 +180,40 @@ def load_regression(path: Path | str) -> tuple[RegressionTransformer, dict[str, 
     try:
         sizes = RegressionSizes(**metadata["sizes"])
         card = metadata["card"]
+        if not isinstance(card, dict):
+            raise TypeError("its card is no object")
     except (KeyError, TypeError, ShapeError) as error:
         expected = ", ".join(field.name for field in fields(RegressionSizes))
         raise ModelError(
-            f"{path} holds no regression transformer: its metadata {sorted(metadata)} do not give "
+            f"{path} holds no regression transformer: its metadata {str(sorted(metadata))[:100]} "
+            "do not give "
             f"sizes ({expected}) and a card; expected a file that tvlens trained"
         ) from error
-    return _filled(sizes, tensors, path), card
+    model = filled(sizes, tensors, path)
+    model.card = card
+    return model, card
 
 
-def load_garg(folder: Path | str) -> RegressionTransformer:
-    """A model in the published layout of Garg et al.: `state.pt` and `config.yaml` in one folder.
-
-    Only weights are read from `state.pt`; a file that holds code is refused.
-
-    Raises:
-        RunError: a file is missing, truncated, or holds more than weights.
-        ModelError: it is another architecture.
-    """
-    import yaml
-
-    folder = Path(folder)
-    try:
-        described = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, yaml.YAMLError) as error:
-        raise RunError(
-            f"{folder}: expected config.yaml and a state.pt that holds weights and nothing else, "
-            f"as Garg et al. publish them; reading failed with: {str(error).splitlines()[0]}; "
-            "download the model again, and use no checkpoint with code in it"
-        ) from error
-    state = state.get("model_state_dict", state) if isinstance(state, dict) else {}
-    try:
-        given = described["model"]
-        family = given["family"]
-        sizes = RegressionSizes(
-            n_dims=given["n_dims"],
-            n_points=given["n_positions"],
-            n_layer=given["n_layer"],
-            n_head=given["n_head"],
-            d_model=given["n_embd"],
-        )
-    except (KeyError, TypeError) as error:
-        raise ModelError(
-            f"{folder / 'config.yaml'} lacks {error}; expected model: family, n_dims, n_positions, "
-            "n_layer, n_head and n_embd, as Garg et al. write them"
-        ) from error
-    if family != "gpt2":
-        raise ModelError(
-            f"{folder / 'config.yaml'} describes a model of family {family!r}; expected 'gpt2'"
-        )
-    # Older releases of transformers kept the causal mask among the weights; newer ones make it.
-    masks = (".attn.bias", ".attn.masked_bias")
-    tensors = {
-        name.removeprefix("_"): tensor for name, tensor in state.items() if not name.endswith(masks)
-    }
-    # There is no token to embed, so what was kept of an embedding is not used.
-    tensors["backbone.wte.weight"] = torch.zeros(1, sizes.d_model)
-    return _filled(sizes, tensors, folder / "state.pt")
-
-
-def _filled(
+def filled(
     sizes: RegressionSizes, tensors: dict[str, Tensor], path: Path | str
 ) -> RegressionTransformer:
-    model = RegressionTransformer(sizes)
+    """A model of these sizes with these weights, in float32 and evaluation mode.
+
+    Raises:
+        ModelError: the weights are of other sizes, or not finite.
+    """
+    _require_own_numbers(tensors, path)
+    held = sum(tensor.numel() for tensor in tensors.values())
+    if max(asdict(sizes).values()) > held or sizes.n_layer > len(tensors):
+        raise ModelError(
+            f"{path} holds {held} numbers in {len(tensors)} weights, too few for "
+            f"{json.dumps(asdict(sizes))[:200]}; use the sizes that the file was made with"
+        )
+    # Sizes that a file only claims are not made room for.
+    with torch.device("meta"):
+        shapes = RegressionTransformer(sizes).state_dict()
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in shapes.items()}
     wrong = sorted(n for n in {*found, *expected} if found.get(n) != expected.get(n))
     if wrong:
         first = wrong[0]
@@ -242,5 +228,25 @@ def _filled(
             f"{path}: weight {broken[0]!r} holds NaN or infinite numbers; expected finite ones; "
             "train or download the model again"
         )
+    model = RegressionTransformer(sizes)
     model.load_state_dict(tensors)
     return model.float().eval()
+
+
+def _require_own_numbers(tensors: dict[str, Tensor], path: Path | str) -> None:
+    """Refuse weights that are no real numbers, or more of them than the file has.
+
+    Raises:
+        ModelError: a weight is sparse, complex or whole numbers, or shares its numbers.
+    """
+    for name, tensor in tensors.items():
+        if tensor.layout is not torch.strided or not tensor.is_floating_point():
+            raise ModelError(
+                f"{path}: weight {ascii(name)[:60]} is of {tensor.dtype} and {tensor.layout}; "
+                "expected real numbers in full"
+            )
+    storages = {x.untyped_storage().data_ptr(): x.untyped_storage() for x in tensors.values()}
+    if sum(x.nbytes for x in tensors.values()) > sum(len(x) for x in storages.values()):
+        raise ModelError(
+            f"{path}: its weights share their numbers; save each with numbers of its own"
+        )

@@ -1,7 +1,7 @@
 """The Learnable Task Vector: one weight per head (Saglam et al., ACL Findings 2025)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pandas as pd
 import torch
@@ -11,11 +11,14 @@ from torch import Tensor, nn
 from tvlens.errors import NumericalError, ShapeError, UnknownNameError
 from tvlens.lens.edits import Edit
 from tvlens.lens.lens import Lens
+from tvlens.runs.facts import integers_of, text_of, wrong
 from tvlens.scores.ranking import top_heads
 from tvlens.scores.score import Scores
 from tvlens.tasks.base import PromptSet
 from tvlens.vectors.ltv.settings import Granularity, Start
 from tvlens.vectors.vector import HeadMixture, TaskVector, Vector
+
+GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 
 
 class LearnableTaskVector(nn.Module, Vector):
@@ -81,8 +84,9 @@ class LearnableTaskVector(nn.Module, Vector):
         """
         super().__init__()
         n_layer, n_head, _ = outputs.shape
-        if granularity not in ("head", "block"):
-            raise UnknownNameError(f"granularity {granularity!r}: expected 'head' or 'block'")
+        if granularity not in GRANULARITIES:
+            expected = " or ".join(map(repr, GRANULARITIES))
+            raise UnknownNameError(f"granularity {granularity!r}: expected {expected}")
         if granularity == "block":
             outputs = _slices(outputs)
         weights = _start(start, n_layer, n_head, seed)
@@ -232,28 +236,44 @@ class LearnableTaskVector(nn.Module, Vector):
             ShapeError: its tensors are of different numbers of layers or heads.
             NumericalError: its weights are not finite.
         """
+        task = text_of(facts, "task")
+        found = [each for each in GRANULARITIES if each == facts["granularity"]]
+        if not found:
+            expected = " or ".join(map(repr, GRANULARITIES))
+            raise wrong("granularity", facts["granularity"], expected)
+        if tensors["outputs"].ndim != 3 or not tensors["outputs"].is_floating_point():
+            raise ShapeError(
+                f"Learnable Task Vector of {task!r}: its head outputs have shape "
+                f"{tuple(tensors['outputs'].shape)}; expected (layer, head, d_model)"
+            )
         for name in ("start", "omega", "mask", "attribution", "norms"):
             if name in tensors and tensors[name].shape != tensors["outputs"].shape[:2]:
                 raise ShapeError(
-                    f"Learnable Task Vector of {facts['task']!r}: {name} has shape "
+                    f"Learnable Task Vector of {task!r}: {name} has shape "
                     f"{tuple(tensors[name].shape)}, its head outputs are of "
                     f"{tuple(tensors['outputs'].shape[:2])} (layer, head); expected one number for "
                     "each head"
                 )
-        if not torch.isfinite(tensors["omega"]).all():
-            raise NumericalError(
-                f"weights of the Learnable Task Vector of {facts['task']!r} hold NaN or infinite "
-                "numbers; expected finite ones"
-            )
+        for name in ("omega", "norms"):
+            if name in tensors and not torch.isfinite(tensors[name]).all():
+                raise NumericalError(
+                    f"{name} of the Learnable Task Vector of {task!r} hold NaN or infinite "
+                    "numbers; expected finite ones"
+                )
+        layers = None if facts.get("layers") is None else integers_of(facts, "layers")
+        if layers is not None and max(layers, default=0) >= len(tensors["outputs"]):
+            raise wrong("layers", layers, f"layers below {len(tensors['outputs'])}")
+        if not isinstance(facts["history"], dict):
+            raise wrong("history", facts["history"], "columns by name")
         made = cls(
             tensors["outputs"],
             start=tensors["start"],
             norms=tensors.get("norms"),
-            layers=facts.get("layers"),
-            model=facts["model"],
-            task=facts["task"],
+            layers=layers,
+            model=text_of(facts, "model"),
+            task=task,
         )
-        made.granularity = facts["granularity"]
+        made.granularity = found[0]
         made.omega.data.copy_(tensors["omega"])
         made.mask.copy_(tensors["mask"])
         made.attribution.copy_(tensors["attribution"])
