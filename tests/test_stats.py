@@ -9,7 +9,13 @@ from scipy import stats
 from tvlens import stats as metrics
 from tvlens.errors import NumericalError, ShapeError, TvlensError
 from tvlens.lens.readout import is_top1, kl_divergence, target_log_prob
-from tvlens.stats import Interval, bootstrap_mean, bootstrap_mean_axis, bootstrap_ratio_axis
+from tvlens.stats import (
+    Interval,
+    bootstrap_mean,
+    bootstrap_mean_axis,
+    bootstrap_ratio_axis,
+    share_interval,
+)
 
 
 def random_logits(*shape, seed=0):
@@ -288,3 +294,35 @@ def test_ratios_of_other_prompts_or_broken_numbers_are_refused(unchecked):
     for both in ((broken, np.ones((4, 2))), (np.ones((4, 2)), broken)):
         with pytest.raises(NumericalError, match=r"1 of 8 values .*first: nan at prompt 2"):
             bootstrap_ratio_axis(*both)
+
+
+# Shares
+
+
+@pytest.mark.parametrize("n", [1, 5, 26, 75])
+def test_a_share_of_0_or_1_has_wilsons_interval(n):
+    z = 1.959963984540054
+    none, all_ = share_interval(torch.zeros(n)), share_interval(torch.ones(n, dtype=torch.bool))
+    assert (none.value, none.low, none.n) == (0.0, 0.0, n)
+    assert none.high == pytest.approx(z**2 / (n + z**2))
+    assert (all_.value, all_.high, all_.n) == (1.0, 1.0, n)
+    assert all_.low == pytest.approx(n / (n + z**2))
+
+
+def test_other_shares_have_the_interval_of_the_bootstrap():
+    values = np.array([0, 1, 1, 0.5, 0, 1])
+    assert share_interval(values, seed=3) == bootstrap_mean(values, seed=3)
+    tiny = np.array([0.0] * 20 + [1.0])
+    assert share_interval(tiny) == bootstrap_mean(tiny)
+
+
+@pytest.mark.parametrize("values", [[0.0, 1.5], [-0.1, 0.0], [2.0, 2.0]])
+def test_what_is_no_share_is_refused(values):
+    with pytest.raises(NumericalError, match="expected numbers from 0 to 1"):
+        share_interval(torch.tensor(values))
+
+
+def test_wilsons_interval_holds_the_true_share_as_often_as_it_says_at_the_ends():
+    """Of intervals around a share that was seen as 0 in n draws, at most 5% miss a share beyond."""
+    n, high = 20, share_interval(torch.zeros(20)).high
+    assert (1 - high) ** n < 0.05

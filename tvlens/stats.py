@@ -49,8 +49,8 @@ def bootstrap_mean(
     """The mean over prompts with its percentile-bootstrap interval, prompts being resampled.
 
     One value, or values that are all equal, show no spread to resample: low and high then equal the
-    value, which says nothing about certainty. The same seed gives the same interval, the one
-    `scipy.stats.bootstrap(method="percentile")` gives for it.
+    value, which says nothing about certainty (of shares, `share_interval` does). The same seed
+    gives the same interval, the one `scipy.stats.bootstrap(method="percentile")` gives for it.
 
     Args:
         values: One number per prompt; booleans count as 0 and 1.
@@ -69,6 +69,44 @@ def bootstrap_mean(
     )
     low, high = np.quantile(estimates, tails)
     return Interval(float(data.mean()), float(low), float(high), len(data))
+
+
+def share_interval(
+    values: PromptValues,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """A share of prompts, as of right answers, with its interval.
+
+    That of `bootstrap_mean`, but where the share is 0 or 1: there every resample gives the same,
+    and the interval is Wilson's (1927), which is not of width zero: up to z² / (n + z²), or down to
+    n / (n + z²).
+
+    Args:
+        values: one number for each prompt, 0 to 1, such as whether it was answered right.
+        confidence: share of such intervals that hold the true share.
+        resamples: number of bootstrap samples.
+        seed: seed of the resampling.
+
+    Raises:
+        ShapeError: there is no value.
+        NumericalError: a value is not finite, or not between 0 and 1.
+    """
+    found = bootstrap_mean(values, confidence=confidence, resamples=resamples, seed=seed)
+    data = _finite_values(values)
+    if data.min() < 0 or data.max() > 1:
+        raise NumericalError(
+            f"shares from {data.min()} to {data.max()}; expected numbers from 0 to 1, such as "
+            "whether a prompt was answered right"
+        )
+    if not (data.max() == 0 or data.min() == 1):
+        return found
+    from scipy.stats import binomtest
+
+    ends = binomtest(int(data.sum()), len(data)).proportion_ci(confidence, method="wilson")
+    return Interval(found.value, float(ends.low), float(ends.high), found.n)
 
 
 def bootstrap_mean_axis(

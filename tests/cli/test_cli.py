@@ -186,7 +186,7 @@ def test_what_the_study_prints_reads_well(study):
     assert lines[1:3] == ["seven-on: 42 pairs (1 of 2)", "fourteen-on: 42 pairs (2 of 2)"]
     assert "seven-on: first-token accuracy [95% interval], n = 9" in lines
     assert re.search(r"┃ method +┃ zero +┃ shuffled +┃ clean +┃", study.out)
-    assert re.search(r"│ icl +│ +│ +│ 1.00 \[1.00, 1.00\] │", study.out)
+    assert re.search(r"│ icl +│ +│ +│ 1.00 \[0.70, 1.00\] │", study.out)
     assert "fourteen-on: head sets" in lines
     assert re.search(r"│ aie and ltv │ overlap +│ 5 │ +\d\.\d{3} │ +0\.625 │", study.out)
     assert lines[-1] == f"Tables, vectors, figures and manifest are in {study.folder}"

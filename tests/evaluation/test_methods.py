@@ -7,10 +7,11 @@ import torch
 
 from helpers import zoo
 from helpers.prompt_table import prompt_table, stacked
-from tvlens.errors import ShapeError, UnknownNameError
+from tvlens.errors import NumericalError, ShapeError, UnknownNameError
 from tvlens.evaluation.methods import RESULT_COLUMNS, evaluate
 from tvlens.lens.hooks import WholePassEngine, intervene
-from tvlens.stats import bootstrap_mean
+from tvlens.lens.readout import FirstToken
+from tvlens.stats import bootstrap_mean, share_interval
 from tvlens.vectors.controls import random_controls
 from tvlens.vectors.ltv.ltv import LearnableTaskVector
 from tvlens.vectors.vector import TaskVector
@@ -59,9 +60,23 @@ def test_values_are_means_over_the_same_test_prompts(lens, task):
             values = measured(lens, prompts, added)
             for i, metric in enumerate(("accuracy", "cross_entropy")):
                 row = table.loc[(method, kind, metric)]
-                interval = bootstrap_mean(values[:, i], seed=4)
+                made_of = share_interval if metric == "accuracy" else bootstrap_mean
+                interval = made_of(values[:, i], seed=4)
                 found = (row["value"], row["ci_low"], row["ci_high"])
                 assert found == pytest.approx((interval.value, interval.low, interval.high), 1e-5)
+
+
+class Loud(FirstToken):
+    """A readout of a thousand times the loss."""
+
+    def measure(self, outputs, batch):
+        return super().measure(outputs, batch) * torch.tensor([1.0, 1e3])
+
+
+def test_a_perplexity_beyond_numbers_is_refused_by_name(lens, task):
+    loud = replace(lens, readout=Loud())
+    with pytest.raises(NumericalError, match="method 'none' has a cross-entropy of .* nats"):
+        evaluate(loud, task, {}, kinds=["zero"], exact_match=False)
 
 
 def test_perplexity_is_the_exponential_of_cross_entropy(lens, task):

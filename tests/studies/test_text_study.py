@@ -504,10 +504,14 @@ def test_a_model_of_one_head_or_layer_is_studied(n_layer, n_head, tmp_path):
     assert list(shared["value"]) == [1.0], "sets of all heads are equal"
 
 
-def test_one_test_prompt_gives_intervals_of_no_width(tmp_path):
+def test_one_test_prompt_gives_shares_wide_intervals_and_others_none(tmp_path):
     results = study_one(tmp_path, settings=replace(SETTINGS, n_test=1)).results
     assert set(results["n"]) == {1}
-    assert (results["ci_low"] == results["ci_high"]).all()
+    shares = results["metric"].isin(["accuracy", "exact_match"])
+    assert (results["ci_low"] == results["ci_high"])[~shares].all()
+    certain = results[shares & results["value"].isin([0, 1])]
+    assert len(certain)
+    assert ((certain["ci_high"] - certain["ci_low"]).round(3) == 0.793).all()
 
 
 def test_one_seed_leaves_out_the_agreement_of_seeds(tmp_path):

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tvlens.errors import ModelError, UnknownNameError, VectorError
+from tvlens.errors import ModelError, NumericalError, UnknownNameError, VectorError
 from tvlens.evaluation.answers import first_tokens_tell, whole_answers
 from tvlens.lens.lens import Lens
-from tvlens.stats import Interval, bootstrap_mean
+from tvlens.stats import Interval, bootstrap_mean, share_interval
 from tvlens.tasks.base import KINDS, PromptKind, PromptSet, PromptSource, Split
 from tvlens.tasks.text.prompts import Prompts
 from tvlens.vectors.catalogue import load_vector
@@ -23,6 +24,9 @@ from tvlens.vectors.vector import TaskVector, Vector, edits_of
 
 RESULT_COLUMNS = ["task", "method", "prompt", "metric", "value", "ci_low", "ci_high", "n"]
 RESULT_COLUMNS += ["answers"]
+SHARES = ("accuracy", "exact_match")
+"""Metrics that are shares of prompts."""
+
 BARE = "bare"
 """The method that adds nothing, which is always measured."""
 
@@ -70,7 +74,9 @@ def evaluate(
     exact_match: bool | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> pd.DataFrame:
-    """Every method on the same prompts: mean and 95% bootstrap interval over prompts.
+    """Every method on the same prompts: mean and 95% interval over prompts.
+
+    Intervals are of the bootstrap; those of shares that are 0 or 1 are Wilson's (`share_interval`).
 
     Two rows of methods are always there: `none`, no vector on prompts that do not carry the task
     (zero, shuffled), and `icl`, no vector on clean prompts.
@@ -134,10 +140,11 @@ def evaluate(
         for method in found.methods:
             label = method if method != BARE else "icl" if kind == "clean" else "none"
             for metric in found.measures:
-                interval = bootstrap_mean(found.of(method, metric), seed=seed)
+                make = share_interval if metric in SHARES else bootstrap_mean
+                interval = make(found.of(method, metric), seed=seed)
                 intervals = {metric: interval}
                 if metric == "cross_entropy":
-                    intervals["perplexity"] = interval.map(math.exp)
+                    intervals["perplexity"] = interval.map(partial(_perplexity, method))
                 for name, each in intervals.items():
                     rows.append(_row(task.name, label, kind, name, each, found.answers))
     return pd.DataFrame(rows, columns=RESULT_COLUMNS)
@@ -208,6 +215,16 @@ def evaluate_prompts(
     means = [part.mean(dim=1) for part in measured.split(sizes, dim=1)]
     measures, by_method = tuple(names), torch.stack(means, dim=1)
     return Measured(tuple(draws), measures, by_method, answers, first_tokens, telling)
+
+
+def _perplexity(method: str, nats: float) -> float:
+    try:
+        return math.exp(nats)
+    except OverflowError as error:
+        raise NumericalError(
+            f"method {method!r} has a cross-entropy of {nats:.4g} nats, whose perplexity is too "
+            "large for a number; add a smaller vector"
+        ) from error
 
 
 _LISTED = ", ".join(map(repr, KINDS))
