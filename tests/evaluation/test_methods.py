@@ -75,7 +75,7 @@ class Loud(FirstToken):
 
 def test_a_perplexity_beyond_numbers_is_refused_by_name(lens, task):
     loud = replace(lens, readout=Loud())
-    with pytest.raises(NumericalError, match="method 'none' has a cross-entropy of .* nats"):
+    with pytest.raises(NumericalError, match=r"method 'none' has a cross-entropy of .* nats"):
         evaluate(loud, task, {}, kinds=["zero"], exact_match=False)
 
 

@@ -55,9 +55,7 @@ def test_what_is_no_vector_is_refused_by_name(lens, ltvs):
     ):
         with pytest.raises(VectorError, match=words):
             values(lens, wrong)
-    with pytest.raises(
-        ShapeError, match=r"has shape \(4,\) and type torch.float32; exp.* \(layer, d_model\)"
-    ):
+    with pytest.raises(ShapeError, match=r"has shape \(4,\) and type .* \(layer, d_model\)"):
         TaskVector(torch.zeros(4), (1,), "m", "mine")
 
 

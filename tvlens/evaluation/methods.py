@@ -144,7 +144,7 @@ def evaluate(
                 interval = make(found.of(method, metric), seed=seed)
                 intervals = {metric: interval}
                 if metric == "cross_entropy":
-                    intervals["perplexity"] = interval.map(partial(_perplexity, method))
+                    intervals["perplexity"] = interval.map(partial(_perplexity, label))
                 for name, each in intervals.items():
                     rows.append(_row(task.name, label, kind, name, each, found.answers))
     return pd.DataFrame(rows, columns=RESULT_COLUMNS)
