@@ -19,7 +19,7 @@ from tvlens.lens.loading import load
 from tvlens.models.batch import Batch
 from tvlens.models.regression.training import PRESETS
 from tvlens.models.regression.transformer import RegressionTransformer
-from tvlens.runs.run import peak_memory_gib
+from tvlens.runs.manifest import peak_memory_gib
 from tvlens.scores.mediation import indirect_effects
 from tvlens.tasks.regression.functions import function_class
 from tvlens.tasks.regression.prompts import PointCurves

@@ -1,6 +1,7 @@
 """`tvlens regression`: training ends in a file that is a model, resumes, and explains mistakes."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -36,7 +37,7 @@ def test_training_writes_a_model_with_its_card(trained):
     assert card["train_points"] == 6
     assert card["error"] == pytest.approx(expected.history["error"].iloc[-1])
     assert card["settings"]["steps"] == 4
-    assert {"seed", "seconds", "machine", "torch", "least_squares", "start"} <= card.keys()
+    assert {"seed", "machine", "torch", "least_squares", "start"} <= card.keys()
     assert "step 4: loss" in said
     assert str(out / "model.safetensors") in said.replace("\n", "")
 
@@ -52,11 +53,47 @@ def test_training_leaves_history_figure_and_manifest(trained):
     assert manifest["config"]["functions"] == "linear"
 
 
-def test_the_same_command_trains_nothing_twice(trained):
+def everything_but_times(out):
+    """Every file that is a result, by name."""
+    return {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in out.rglob("*")
+        if path.is_file() and path.stem not in ("times", "manifest", ".tvlens-step", ".tvlens-lock")
+    }
+
+
+def test_the_same_command_writes_the_same_bytes_but_for_times(trained, tmp_path):
+    ok(*TRAIN, "--functions", "linear", "--out", tmp_path / "again")
+    assert everything_but_times(tmp_path / "again") == everything_but_times(trained[0])
+    times = pd.read_csv(tmp_path / "again" / "times.csv")
+    assert list(times.columns) == ["step", "seconds"]
+
+
+def test_a_device_that_is_not_there_is_refused_and_claims_nothing(tmp_path):
+    out = tmp_path / "run"
+    words = [*TRAIN, "--functions", "linear", "--device", "cuda:9", "--out", out]
+    assert "no device 'cuda:9'" in mistake(*words, kind=UnknownNameError)
+    assert not out.exists()
+
+
+def test_another_model_to_start_from_is_another_run(trained, tmp_path):
+    start = tmp_path / "start.safetensors"
+    shutil.copy(trained[0] / "model.safetensors", start)
+    words = [*TRAIN, "--functions", "linear", "--start", start, "--out", tmp_path / "run"]
+    ok(*words)
+    model, card = load_regression(start)
+    model.read_out.bias.data += 1
+    save_regression(model, start, card, dtype=torch.float32)
+    assert "start.safetensors, weights" in mistake(*words, kind=RunError)
+
+
+def test_the_same_command_trains_nothing_twice_and_writes_what_was_deleted(trained):
     out, _ = trained
-    before = (out / "model.safetensors").stat().st_mtime_ns
-    ok(*TRAIN, "--functions", "linear", "--out", out)
-    assert (out / "model.safetensors").stat().st_mtime_ns == before
+    before = everything_but_times(out)
+    (out / "model.safetensors").unlink()
+    said = ok(*TRAIN, "--functions", "linear", "--out", out)
+    assert "step 4: loss" not in said
+    assert everything_but_times(out) == before
     message = mistake(*TRAIN, "--functions", "tree", "--out", out, kind=RunError)
     assert "linear" in message
 

@@ -2,6 +2,7 @@ import csv
 import errno
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -15,15 +16,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import safetensors
+import safetensors.torch
 import torch
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 from pandas import DataFrame
 
-from tvlens.errors import RunError
+from tvlens.errors import NumericalError, RunError, TaskError
+from tvlens.runs import manifest as manifests
 from tvlens.runs import run as runs
-from tvlens.runs.run import Run, peak_memory_gib
+from tvlens.runs.manifest import peak_memory_gib
+from tvlens.runs.run import Run
 from tvlens.runs.storage import load_tensors, save_tensors
 
 CONFIG: dict[str, Any] = {"tasks": ["present-past"], "ltv": {"steps": 60, "lr": 0.02}}
@@ -209,7 +212,7 @@ def test_a_different_run_is_refused_key_by_key(tmp_path: Path, monkeypatch: Any)
         pass
     before = files_in(tmp_path)
     config = {"tasks": ["present-past"], "ltv": {"steps": 90, "lr": 0.02}, "shots": 10}
-    monkeypatch.setattr(runs, "_version", lambda package: "7.3.1")
+    monkeypatch.setattr(manifests, "_version", lambda package: "7.3.1")
     with pytest.raises(RunError) as caught:
         Run.open(tmp_path, "fit", config, data={"tense": "bb"}, seeds=[1])
     lines = str(caught.value).splitlines()
@@ -227,7 +230,7 @@ def test_a_different_run_is_refused_key_by_key(tmp_path: Path, monkeypatch: Any)
 
 def test_a_patch_release_still_resumes(tmp_path: Path, monkeypatch: Any) -> None:
     for release in ("1.2.3", "1.2.4"):
-        monkeypatch.setattr(runs, "_version", lambda package, release=release: release)
+        monkeypatch.setattr(manifests, "_version", lambda package, release=release: release)
         with Run.open(tmp_path, "study", CONFIG) as run:
             run.step("one", lambda: {"value": 1})
     assert manifest_of(tmp_path)["versions"]["tvlens"] == "1.2.4"
@@ -303,6 +306,127 @@ def test_a_closed_run_writes_nothing(tmp_path: Path) -> None:
         run.write_table("heads", DataFrame({"a": [1]}))
     with pytest.raises(RunError, match="is closed; open it again"):
         run.step("one", never)
+
+
+def test_a_mistake_before_anything_is_kept_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for folder in (tmp_path / "new", empty):
+        with pytest.raises(TaskError), Run.open(folder, "study", {"shots": 99}):
+            raise TaskError("too many shots")
+    assert not (tmp_path / "new").exists()
+    assert [path.name for path in empty.iterdir() if path.name != ".tvlens-lock"] == []
+    with Run.open(empty, "study", {"shots": 9}) as run:
+        run.step("one", lambda: {"value": 1})
+
+
+@pytest.mark.parametrize("kept", ["step", "table", "session", "checkpoint"])
+def test_a_mistake_after_something_was_kept_leaves_the_run(tmp_path: Path, kept: str) -> None:
+    if kept == "session":
+        Run.open(tmp_path, "study", {}).__exit__(None, None, None)
+
+    def mistaken() -> None:
+        with Run.open(tmp_path, "study", {}) as run:
+            if kept == "step":
+                run.step("one", lambda: {"value": 1})
+            if kept == "table":
+                run.write_table("heads", DataFrame({"a": [1]}))
+            if kept == "checkpoint":
+                save_tensors(tmp_path / "checkpoints" / "c.safetensors", {"x": torch.ones(1)}, {})
+            raise TaskError("a prompt is too long")
+
+    with pytest.raises(TaskError):
+        mistaken()
+    assert manifest_of(tmp_path)["state"] == "failed"
+    assert manifest_of(tmp_path)["error"]["message"] == "a prompt is too long"
+
+
+INDEX: dict[str, Any] = {"seconds": 1, "outputs": {"value": ["value.json", "0" * 64]}}
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        [],
+        None,
+        {},
+        {**INDEX, "seconds": "1"},
+        {**INDEX, "outputs": ["value"]},
+        {**INDEX, "outputs": {"value": "value.json"}},
+        {**INDEX, "outputs": {"value": ["value.json"]}},
+        {**INDEX, "outputs": {"value": ["value.json", 3]}},
+        {**INDEX, "outputs": {"value": ["../../manifest.json", "0" * 64]}},
+        {**INDEX, "outputs": {"value": ["other.json", "0" * 64]}},
+    ],
+)
+def test_an_index_of_other_kinds_is_refused(tmp_path: Path, index: Any) -> None:
+    with Run.open(tmp_path, "study", {}) as run:
+        run.step("one", lambda: {"value": 1})
+    (tmp_path / "steps/one/.tvlens-step.json").write_text(json.dumps(index))
+    with (
+        Run.open(tmp_path, "study", {}) as run,
+        pytest.raises(RunError, match=r"step.json' is no index of a step: .*delete '.*one'"),
+    ):
+        run.step("one", never)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("versions", []),
+        ("versions", {"tvlens": 1}),
+        ("config", "x"),
+        ("data", None),
+        ("timings", [1]),
+        ("filters", {}),
+        ("earlier_sessions", "none"),
+    ],
+)
+def test_a_manifest_of_other_kinds_is_refused(tmp_path: Path, key: str, value: Any) -> None:
+    with Run.open(tmp_path, "study", {}) as run:
+        run.step("one", lambda: {"value": 1})
+    text = json.dumps(manifest_of(tmp_path) | {key: value})
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(RunError, match=f"not a run's manifest: it has no sound '{key}'; choose"):
+        Run.open(tmp_path, "study", {})
+    assert (tmp_path / "manifest.json").read_text() == text
+
+
+def test_a_run_that_differs_in_much_says_so_in_few_words(tmp_path: Path) -> None:
+    with Run.open(tmp_path, "study", {f"setting {i}": "x" * 500 for i in range(50)}):
+        pass
+    with pytest.raises(RunError) as caught:
+        Run.open(tmp_path, "study", {f"setting {i}": "y" * 500 for i in range(50)})
+    assert len(str(caught.value)) <= 600
+    assert "setting 0: " in str(caught.value)
+    assert re.search(r"and \d+ more\nchoose another --out", str(caught.value))
+
+
+def test_numbers_that_are_none_are_not_written(tmp_path: Path) -> None:
+    table = DataFrame({"method": ["a", "b"], "value": [1.0, np.nan]})
+    with Run.open(tmp_path, "study", {}) as run:
+        run.write_table("history", table)
+        with pytest.raises(NumericalError, match=r"'results' .* value is nan in 1 of 2 .*method=b"):
+            run.write_table("results", table, whole=True)
+        with pytest.raises(NumericalError, match=r"'history' .* value is inf in 1 of 2 rows"):
+            run.write_table("history", table.fillna(np.inf))
+    assert not (tmp_path / "results.csv").exists()
+    assert not (tmp_path / "results.parquet").exists()
+
+
+def test_a_file_of_tensors_that_was_changed_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, {"x": torch.ones(3), "none": torch.zeros(0, 2)}, {"task": "t", "n": 1.5})
+    tensors, facts = load_tensors(path)
+    assert (tensors["x"].tolist(), facts) == ([1, 1, 1], {"task": "t", "n": 1.5})
+    content = path.read_bytes()
+    for place in (content.index(b'"t'), len(content) - 1):
+        path.write_bytes(content[:place] + b"\x07" + content[place + 1 :])
+        with pytest.raises(RunError, match=r"cannot read .*x\.safetensors"):
+            load_tensors(path)
+    # Files of other programs, and older ones, have no digest.
+    path.write_bytes(safetensors.torch.save({"x": torch.ones(1)}))
+    assert load_tensors(path)[1] == {}
 
 
 @pytest.mark.parametrize("value", [float("nan"), Path("data"), np.int64(3)])

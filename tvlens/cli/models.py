@@ -14,7 +14,7 @@ from tvlens.cli.options import (
     complete_shipped,
 )
 from tvlens.console import complain, progress_bar, say, show
-from tvlens.errors import TaskError, UnknownNameError
+from tvlens.errors import RunError, TaskError, UnknownNameError
 from tvlens.tasks.text.files import read_folder
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -131,13 +131,18 @@ def train_regression(
     ] = None,
     seed: SeedOption = 0,
 ) -> None:
-    """Train a regression transformer; writes OUT/model.safetensors and OUT/history.csv."""
+    """Train a regression transformer; writes OUT/model.safetensors and OUT/history.csv.
+
+    The same command writes the same bytes, but for times: those are in OUT/times.csv and the
+    manifest.
+    """
     import torch
 
     from tvlens import figures
     from tvlens.models.catalogue import read_regression
     from tvlens.models.regression.training import model_card, preset, train
-    from tvlens.models.regression.transformer import save_regression
+    from tvlens.models.regression.transformer import filled, save_regression
+    from tvlens.models.source import which_device
     from tvlens.runs.run import Run
     from tvlens.tasks.regression.functions import function_class
 
@@ -156,8 +161,10 @@ def train_regression(
     if device is None:
         current = torch.accelerator.current_accelerator(check_available=True)
         device = "cpu" if current is None else current.type
+    which_device(device)
     config = {"functions": name, "settings": asdict(settings), "start": start, "device": device}
-    with Run.open(out, "regression train", config, seeds={"seed": seed}) as run:
+    data = {} if first is None else {f"{start}, weights": first.digest}
+    with Run.open(out, "regression train", config, data=data, seeds={"seed": seed}) as run:
         checkpoint = run.folder / "checkpoints" / "training.safetensors"
 
         def compute() -> dict[str, Any]:
@@ -173,13 +180,22 @@ def train_regression(
                     say=say,
                 )
             card = model_card(name, settings, seed, start, device, trained)
-            path = run.folder / "model.safetensors"
-            save_regression(trained.model, path, card, dtype=torch.float32)
-            return {"history": trained.history}
+            found = {"history": trained.history, "times": trained.times, "card": card}
+            return found | {"weights": trained.model.state_dict()}
 
-        history = run.step("training", compute)["history"]
+        found = run.step("training", compute)
+        if "weights" not in found:
+            raise RunError(
+                f"run folder '{run.folder}' was made by an earlier version of tvlens, which kept "
+                "no weights in the step; choose another --out, or delete it to start again"
+            )
         checkpoint.unlink(missing_ok=True)
+        path = run.folder / "model.safetensors"
+        model = filled(settings.sizes, found["weights"], path)
+        save_regression(model, path, found["card"], dtype=torch.float32)
+        history = found["history"]
         run.write_table("history", history)
+        run.write_table("times", found["times"])
         losses = history.rename(columns={"loss": "train_loss", "error": "validation_loss"})
         run.write_figure(
             "training", figures.training_history(losses, unit="share of the variance of y")

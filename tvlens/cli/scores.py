@@ -22,6 +22,7 @@ from tvlens.cli.options import (
     open_run,
     read_scores,
     read_tasks,
+    require_askable,
     score_file,
 )
 from tvlens.console import say, show
@@ -53,6 +54,7 @@ def mediate(
     settings = TextSettings(seed=seed, shots=shots)
     lens = load_lens(model, backend, dtype, device, revision)
     chosen = lay_out(chosen, template, lens)
+    require_askable(lens, chosen, shots, ["train"], settings.n_means)
     with open_run(out, "mediate", lens, chosen, settings) as run:
         frames = []
         for plan in text_plans(lens, chosen, settings).values():
@@ -62,7 +64,7 @@ def mediate(
             top = frames[-1].drop(columns="task").nlargest(10, "aie")
             unit = f"{effects.unit}, 95% interval over {len(effects.values)} prompts"
             show(top, f"{plan.task.name}: heads of largest AIE ({unit})", digits=4)
-        path = run.write_table("heads", pd.concat(frames, ignore_index=True))
+        path = run.write_table("heads", pd.concat(frames, ignore_index=True), whole=True)
     say(f"Wrote {path}")
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, replace
 from itertools import product
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -28,10 +28,12 @@ from tvlens.cli.options import (
     load_lens,
     open_run,
     read_tasks,
+    require_askable,
 )
 from tvlens.cli.vectors import show_accuracy
 from tvlens.console import say, show, with_interval
 from tvlens.errors import UnknownNameError
+from tvlens.tasks.base import Split
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,6 +96,7 @@ def study_text(
     )
     lens = load_lens(model, backend, dtype, device, revision)
     chosen = lay_out(chosen, template, lens)
+    require_askable(lens, chosen, shots, get_args(Split), settings.n_means)
     with open_run(out, "study text", lens, chosen, settings) as run:
         found = study_all(text_plans(lens, chosen, settings), run, say=say)
     for name, result in found.items():

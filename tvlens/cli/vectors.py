@@ -25,6 +25,7 @@ from tvlens.cli.options import (
     named_files,
     open_run,
     read_tasks,
+    require_askable,
 )
 from tvlens.console import say, show, with_interval
 from tvlens.tasks import Task
@@ -62,6 +63,7 @@ def fit(
     settings = TextSettings(seed=seed, shots=shots, ltv=ltv_settings)
     lens = load_lens(model, backend, dtype, device, revision)
     chosen = lay_out(chosen, template, lens)
+    require_askable(lens, chosen, shots, ["train", "validation"], settings.n_means)
     with open_run(out, "fit", lens, chosen, settings) as run:
         frames, histories = [], []
         for plan in text_plans(lens, chosen, settings).values():
@@ -74,7 +76,7 @@ def fit(
             ends = {0, int(ltv.history["validation_loss"].argmin()), len(ltv.history) - 1}
             title = f"{task.name}: start, lowest validation loss (which is kept) and end"
             show(ltv.history.iloc[sorted(ends)], title)
-        run.write_table("heads", pd.concat(frames, ignore_index=True))
+        run.write_table("heads", pd.concat(frames, ignore_index=True), whole=True)
         run.write_table("history", pd.concat(histories, ignore_index=True))
     say(f"Wrote {out}")
 
@@ -110,6 +112,7 @@ def evaluate(
     settings = TextSettings(seed=seed, shots=shots)
     lens = load_lens(model, backend, dtype, device, revision)
     chosen = lay_out(chosen, template, lens)
+    require_askable(lens, chosen, shots, ["test"], None)
     with open_run(out, "evaluate", lens, chosen, settings, vectors=files) as run:
         frames = []
         for task in chosen.values():
@@ -120,7 +123,7 @@ def evaluate(
 
             frames.append(run.step(f"{task.name}/evaluation", compute)["results"])
             show_accuracy(frames[-1])
-        path = run.write_table("results", pd.concat(frames, ignore_index=True))
+        path = run.write_table("results", pd.concat(frames, ignore_index=True), whole=True)
     say(f"Wrote {path}")
 
 

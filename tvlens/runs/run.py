@@ -11,15 +11,11 @@ again. Everything is written under a temporary name and then renamed, so nothing
 import hashlib
 import io
 import json
-import os
-import platform
+import math
 import re
-import sys
+import shutil
 import time
 from collections.abc import Callable, Mapping
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
-from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -30,10 +26,18 @@ from matplotlib.figure import Figure
 from pandas import DataFrame
 from torch import Tensor
 
-from tvlens.errors import RunError
+from tvlens.errors import NumericalError, RunError, TvlensError
+from tvlens.runs.manifest import (
+    new_manifest,
+    now,
+    peak_memory_gib,
+    refuse_different,
+    require_index,
+    require_manifest,
+    resume,
+)
 from tvlens.runs.storage import (
     OWN,
-    SUFFIXES,
     K,
     encode,
     encode_json,
@@ -48,9 +52,6 @@ JSON: TypeAlias = dict[str, Any] | list[Any] | tuple[Any, ...] | str | int | flo
 """A value that JSON can hold; no NaN. Tuples come back as lists."""
 
 _INDEX = f"{OWN}step.json"
-_LISTED = 350
-"""Characters of a message that list what differs."""
-_PACKAGES = ("tvlens", "torch", "transformer-lens", "transformers", "numpy", "pandas")
 
 
 class Run:
@@ -61,10 +62,13 @@ class Run:
         manifest: what `manifest.json` says.
     """
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], lock: BaseFileLock) -> None:
+    def __init__(
+        self, folder: Path, manifest: dict[str, Any], lock: BaseFileLock, *, made: bool = False
+    ) -> None:
         self.folder = folder
         self.manifest = manifest
         self._lock = lock
+        self._made = made
         self._steps_seen: set[str] = set()
 
     @classmethod
@@ -80,6 +84,8 @@ class Run:
         """Returns the run in `folder`: new, or resumed if the same run was there before.
 
         Two runs are the same if command, config, data, seeds and tvlens' major.minor version are.
+        A run that ends in a mistake before it has kept anything leaves the folder as it was, so
+        that the command put right may have it.
 
         Args:
             folder: where the run lives; made if need be. Not part of what makes two runs the same.
@@ -95,17 +101,18 @@ class Run:
         asked = {"command": command, "config": config, "data": data or {}, "seeds": seeds or []}
         identity = json.loads(encode_json(f"the configuration of {command!r}", asked))
         folder = Path(folder)
+        made = not folder.exists()
         lock = _lock(folder)
         try:
             for leftover in list(folder.rglob(f"{OWN}tmp-*")):
                 remove(leftover)
-            manifest = _new_manifest(identity)
+            manifest = new_manifest(identity)
             if (folder / "manifest.json").exists():
                 earlier = read(folder / "manifest.json", None, "choose another --out")
-                _require_manifest(folder, earlier, manifest)
-                _refuse_different(folder, earlier, manifest, [*identity])
-                manifest = _resume(earlier, manifest)
-            run = cls(folder, manifest, lock)
+                require_manifest(folder, earlier, manifest)
+                refuse_different(folder, earlier, manifest, [*identity])
+                manifest = resume(earlier, manifest)
+            run = cls(folder, manifest, lock, made=made)
             run._write_manifest()
         except BaseException:
             lock.release()
@@ -121,12 +128,33 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if isinstance(error, TvlensError) and self._is_bare():
+            self._leave()
+            return
         state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        self.manifest |= {"state": state if error else "finished", "finished": _now()}
+        self.manifest |= {"state": state if error else "finished", "finished": now()}
         if error is not None:
             self.manifest["error"] = {"type": type(error).__name__, "message": str(error)}
         try:
             self._write_manifest()
+        finally:
+            self._lock.release()
+
+    def _is_bare(self) -> bool:
+        """Whether nothing was kept, in this session or an earlier one."""
+        kept = (path for path in self.folder.rglob("*") if path.is_file())
+        foreign = [path for path in kept if not path.name.startswith(OWN)]
+        return not self.manifest["earlier_sessions"] and foreign in (
+            [],
+            [self.folder / "manifest.json"],
+        )
+
+    def _leave(self) -> None:
+        """Give the folder up, as it was found; still locked, so that nobody else is in it."""
+        try:
+            remove(self.folder / "manifest.json")
+            if self._made:
+                shutil.rmtree(self.folder, ignore_errors=True)
         finally:
             self._lock.release()
 
@@ -170,7 +198,7 @@ class Run:
             self._save_step(folder, name, outputs, round(time.perf_counter() - start, 3))
         remedy = f"delete '{folder}'"
         index = read(folder / _INDEX, None, remedy)
-        _require_index(folder / _INDEX, index, remedy)
+        require_index(folder / _INDEX, index, remedy)
         self.manifest["timings"][name] = index["seconds"]
         self._write_manifest()
         files = index["outputs"].items()
@@ -197,13 +225,20 @@ class Run:
             )
         return restored(kind, saved["tensors"], saved["facts"], folder)
 
-    def write_table(self, name: str, table: DataFrame) -> Path:
+    def write_table(self, name: str, table: DataFrame, *, whole: bool = False) -> Path:
         """Returns the path of `name.csv`, written with `name.parquet` beside it; drops the index.
 
+        Args:
+            name: the file, without ending.
+            table: what is written.
+            whole: whether every cell must hold something, as in tables of results.
+
         Raises:
+            NumericalError: a number is infinite or, in a whole table, missing.
             RunError: the table cannot be stored or the files cannot be written.
         """
         path = self._path(f"{name}.csv")
+        _require_numbers(name, table, whole)
         write(path.with_suffix(".parquet"), encode(f"table {name!r}", table, {})[1])
         # Without a float_format pandas writes the shortest text that reads back as the same number.
         write(path, table.to_csv(index=False, lineterminator="\n").encode())
@@ -257,14 +292,18 @@ class Run:
         return self.folder.joinpath(*parts)
 
 
-def peak_memory_gib() -> float | None:
-    """Returns the largest resident memory of this process so far in GiB; None on Windows."""
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    unit = 2**30 if sys.platform == "darwin" else 2**20  # macOS counts bytes, Linux KiB
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 3)
+def _require_numbers(name: str, table: DataFrame, whole: bool) -> None:
+    for column in table:
+        infinite = table[column].isin([math.inf, -math.inf])
+        wrong = infinite | table[column].isna() if whole else infinite
+        if wrong.any():
+            row = table[wrong].iloc[0]
+            told = ", ".join(f"{key}={row[key]}" for key in table.columns[:5] if key != column)
+            raise NumericalError(
+                f"table {name!r} is not written: {column} is {row[column]} in {int(wrong.sum())} "
+                f"of {len(table)} rows, first where {told}; look for a vector that is too large, "
+                "or weights that are no numbers"
+            )
 
 
 def _lock(folder: Path) -> BaseFileLock:
@@ -282,97 +321,3 @@ def _lock(folder: Path) -> BaseFileLock:
     else:
         problem = f"holds {names[0]!r} but no manifest.json; choose another --out, or an empty one"
     raise RunError(f"run folder '{folder}' {problem}")
-
-
-def _new_manifest(identity: dict[str, Any]) -> dict[str, Any]:
-    versions = {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
-    machine = {"versions": versions, "platform": platform.platform(), "cpu_count": os.cpu_count()}
-    times = {"state": "running", "started": _now(), "finished": None, "error": None}
-    notes: dict[str, Any] = {"filters": [], "timings": {}, "earlier_sessions": []}
-    return {**identity, **machine, **times, **notes}
-
-
-def _resume(earlier: dict[str, Any], manifest: dict[str, Any]) -> dict[str, Any]:
-    kept = ("versions", "state", "started", "finished", "error", "peak_memory_gib")
-    session = {key: earlier.get(key) for key in kept}
-    if session["state"] == "running":  # its process was killed, or it would still hold the lock
-        session["state"] = "interrupted"
-    sessions = [*earlier["earlier_sessions"], session]
-    notes = {"filters": earlier["filters"], "timings": earlier["timings"]}
-    return {**manifest, **notes, "earlier_sessions": sessions}
-
-
-def _require_manifest(folder: Path, earlier: Any, now: dict[str, Any]) -> None:
-    """Refuse what has not the keys of a manifest, each of its kind."""
-    problem = "is no object"
-    if isinstance(earlier, dict):
-        lists = ("filters", "earlier_sessions")
-        kinds: dict[str, type] = dict.fromkeys(("versions", "config", "data", "timings"), dict)
-        kinds |= {key: list for key in lists}
-        wrong = [key for key, kind in kinds.items() if not isinstance(earlier.get(key), kind)]
-        missing = [key for key in now if key not in earlier]
-        if not wrong and not missing and isinstance(earlier["versions"].get("tvlens"), str):
-            return
-        problem = f"has no sound {(missing or wrong or ['versions'])[0]!r}"
-    raise RunError(
-        f"'{folder}/manifest.json' is not a run's manifest: it {problem}; choose another --out"
-    )
-
-
-def _require_index(path: Path, index: Any, remedy: str) -> None:
-    """Refuse what is no index of a step: its seconds, and files of this folder with digests."""
-    sound = isinstance(index, dict) and isinstance(index.get("outputs"), dict)
-    if sound and isinstance(index.get("seconds"), int | float):
-        expected = ((key, entry) for key, entry in index["outputs"].items())
-        if all(
-            isinstance(entry, list)
-            and [type(part) for part in entry] == [str, str]
-            and entry[0] in {f"{key}{suffix}" for suffix in SUFFIXES}
-            for key, entry in expected
-        ):
-            return
-    raise RunError(
-        f"'{path}' is no index of a step: expected seconds, and for every output its file and the "
-        f"file's SHA-256; {remedy} and run the same command again"
-    )
-
-
-def _refuse_different(folder: Path, earlier: Any, now: dict[str, Any], keys: list[str]) -> None:
-    versions = [manifest["versions"]["tvlens"].split(".")[:2] for manifest in (earlier, now)]
-    old = _flat({**{key: earlier[key] for key in keys}, "tvlens": ".".join(versions[0])})
-    new = _flat({**{key: now[key] for key in keys}, "tvlens": ".".join(versions[1])})
-    differing = [
-        f"  {key}: {_cut(old.get(key, 'absent'))} there, {_cut(new.get(key, 'absent'))} now\n"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
-    if differing:
-        fit = sum(length <= _LISTED for length in accumulate(map(len, differing))) or 1
-        more = f"  and {len(differing) - fit} more\n" if len(differing) > fit else ""
-        raise RunError(
-            f"run folder '{folder}' belongs to a different run:\n{''.join(differing[:fit])}{more}"
-            "choose another --out, or delete the folder to start again"
-        )
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 70 else f"{text[:34]} … {text[-34:]}"
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    flat = {}
-    for key, item in value.items():
-        nested = _flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {}
-        flat.update(nested or {f"{prefix}{key}": json.dumps(item, ensure_ascii=False)})
-    return flat
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

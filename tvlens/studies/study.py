@@ -202,7 +202,7 @@ def write(plans: Mapping[str, Plan], run: Run, found: Mapping[str, Study]) -> No
         for name, field in (tables | {"overlap_curves": "curve"}).items()
     }
     for name in tables:
-        run.write_table(name, joined[name])
+        run.write_table(name, joined[name], whole=name in ("results", "heads"))
     several = any(len(plan.views) > 1 for plan in plans.values())
     comparison.write_figures(
         run,

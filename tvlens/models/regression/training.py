@@ -4,7 +4,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor
 from tvlens.errors import NumericalError, RunError, ShapeError, UnknownNameError
 from tvlens.models.gradients import with_gradients
 from tvlens.models.regression.transformer import RegressionSizes, RegressionTransformer
-from tvlens.runs.storage import load_tensors, save_tensors
+from tvlens.runs.storage import load_tensors, reading, save_tensors
 from tvlens.tasks.regression.functions import FunctionClass, function_class
 from tvlens.tasks.regression.inputs import Shift, draw_points
 from tvlens.tasks.regression.oracles import least_squares
@@ -139,13 +139,15 @@ class Trained:
 
     Attributes:
         model: the model, in evaluation mode.
-        history: step, loss, error, least_squares, dims, points, learning_rate, seconds; the loss
-            of the last batch, and at `train_points` points the model's and least squares' squared
-            error on validation prompts, all over the variance of y.
+        history: step, loss, error, least_squares, dims, points, learning_rate; the loss of the last
+            batch, and at `train_points` points the model's and least squares' squared error on
+            validation prompts, all over the variance of y.
+        times: step, and the seconds of training until then.
     """
 
     model: RegressionTransformer
     history: pd.DataFrame
+    times: pd.DataFrame
 
 
 @with_gradients
@@ -199,7 +201,9 @@ def train(
             say(trainer.measure(float(loss)))
             if checkpoint is not None:
                 trainer.save(Path(checkpoint), identity)
-    return Trained(trainer.model.to("cpu").eval(), pd.DataFrame(trainer.rows))
+    table = pd.DataFrame(trainer.rows)
+    history = table.drop(columns="seconds")
+    return Trained(trainer.model.to("cpu").eval(), history, table[["step", "seconds"]])
 
 
 def model_card(
@@ -210,7 +214,7 @@ def model_card(
     device: str | torch.device,
     trained: Trained,
 ) -> dict[str, Any]:
-    """What a model was trained on, how long, where, and how well it does: kept in its file."""
+    """What a model was trained on, where, and how well it does: kept in its file."""
     last = trained.history.iloc[-1]
     return {
         "functions": functions,
@@ -223,7 +227,6 @@ def model_card(
         "settings": asdict(settings),
         "seed": seed,
         "start": start,
-        "seconds": float(last["seconds"]),
         "machine": f"{platform.machine()}, {device}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
     }
@@ -362,9 +365,13 @@ class _Trainer:
         tensors, metadata = load_tensors(path)
         if metadata.get("identity") != identity:
             raise RunError(
-                f"checkpoint {path} is of another training; expected {identity}, found "
-                f"{metadata.get('identity')}; choose another file or delete it"
+                f"checkpoint {path} is of another training, or of another version of tvlens; "
+                "choose another file or delete it"
             )
+        with reading(path, "a checkpoint of this training"):
+            self._restore(tensors, metadata)
+
+    def _restore(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
         model: dict[str, Tensor] = {}
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
