@@ -67,7 +67,7 @@ def stop_all(
         *timed("kills", lambda: stopped(made, folder, kills, (signal.SIGKILL,), seed)),
         *timed("interrupts", lambda: stopped(made, folder, interrupts, interrupting, seed)),
         *timed("small disks", lambda: small_disks(made, folder, disks, seed)),
-        *timed("pairs", lambda: pairs_at_once(made, folder, pairs)),
+        *timed("pairs", lambda: pairs_at_once(made, folder, pairs, seed)),
     ]
 
 

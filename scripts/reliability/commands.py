@@ -55,9 +55,9 @@ class Command:
         """Run it undisturbed."""
         return start(tvlens_command(self.words, out, before=before)).wait(limit=120.0)
 
-    def judge_end(self, out: Path) -> Verdict:
-        """Run it to its end, and hold its folder against the undisturbed one."""
-        ended = self.run(out)
+    def judge_end(self, out: Path, ended: Ended | None = None) -> Verdict:
+        """Run it to its end, if it is not there, and hold its folder against the undisturbed one."""
+        ended = ended or self.run(out)
         if ended.broken:
             return ended.broken
         if ended.status:

@@ -1,18 +1,18 @@
 """Commands on a disk that is too small, and two at once in one folder."""
 
+import os
 import random
 import resource
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from reliability.children import start, tvlens_command
+from reliability.children import Stop, start, tvlens_command
 from reliability.commands import Command, folders, left_over, of_refusal
-from reliability.counts import FINE, LONGEST_WAIT, Counts, Verdict
+from reliability.counts import FINE, Counts, Verdict
 
 ROOMY = 1 << 28
 PAGE = 4096
@@ -87,40 +87,46 @@ def mounted(folder: Path, size: int) -> Iterator[Callable[[], object] | None]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def pairs_at_once(commands: list[Command], folder: Path, n: int) -> list[Counts]:
+def pairs_at_once(commands: list[Command], folder: Path, n: int, seed: int) -> list[Counts]:
     """Two processes in one folder: every command, so many times."""
     found = []
     for command in commands:
         counts = Counts(f"{command.name}, two at once")
+        random_ = random.Random(f"pairs {command.name} {seed}")
         for number, out in zip(range(n), folders(folder / "pairs", command.name), strict=False):
-            name = "at once" if number % 2 else "one after the other"
-            counts.add(f"{out.parent.name}, {name}", two(command, out, wait=number % 2 == 0))
+            at = None if number % 2 else random_.randint(4, command.operations)
+            name = "at once" if at is None else f"the second one at operation {at} of the first"
+            counts.add(f"{out.parent.name}, {name}", two(command, out, at))
         found.append(counts)
     return found
 
 
-def two(command: Command, out: Path, *, wait: bool) -> Verdict:
+def two(command: Command, out: Path, at: int | None) -> Verdict:
     """Two processes, of which one must do it all and the other say that the folder is in use.
 
     Args:
         command: what both do.
         out: the folder.
-        wait: whether the second one begins when the first one has the folder.
+        at: the operation on files at which the first one holds still until the second one ends;
+            None to begin both at once, where one may also come when the other is done.
     """
     work = tvlens_command(command.words, out)
-    first = start(work)
-    if wait:
-        until = time.monotonic() + LONGEST_WAIT
-        while not (out / "manifest.json").exists() and time.monotonic() < until:
-            time.sleep(0.005)
-    second = start(work)
-    ends = sorted((first.wait(limit=120.0), second.wait(limit=120.0)), key=lambda x: x.status)
-    if ends[0].status or not ends[1].status:
-        return Verdict("differs", f"ended with {[each.status for each in ends]}")
-    if ends[0].broken:
-        return ends[0].broken
-    verdict = of_refusal(ends[1], "in use")
-    if verdict.kind != "refused":
+    if at is None:
+        children = [start(work), start(work)]
+        ends = [child.wait(limit=120.0) for child in children]
+    else:
+        stop = Stop(signal.SIGSTOP, operation=at)
+        first = start(tvlens_command(command.words, out, stop))
+        os.waitid(os.P_PID, first.process, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        ends = [command.run(out)]
+        os.kill(first.process, signal.SIGCONT)
+        ends.append(first.wait(limit=240.0))
+    ends.sort(key=lambda end: end.status)
+    done, other = ends
+    if done.status or (at is not None and not other.status):
+        return Verdict("differs", f"ended with {[end.status for end in ends]}: {other.err[:200]}")
+    verdict = of_refusal(other, "in use") if other.status else FINE
+    if verdict.kind not in ("fine", "refused"):
         return verdict
-    end = command.judge_end(out)
+    end = command.judge_end(out, done)
     return verdict if end == FINE else end

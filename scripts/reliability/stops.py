@@ -10,7 +10,7 @@ from reliability.children import Ended, Stop, start, tvlens_command
 from reliability.commands import Command, folders, left_over
 from reliability.counts import FINE, Counts, Verdict, shortened
 
-MOST_IN_A_ROW = 3
+MOST_IN_A_ROW = 4
 """How often one run folder is stopped before it may end."""
 
 
@@ -24,18 +24,19 @@ def stops(
         if done >= n:
             return
         sent: list[Stop] = []
-        verdict = FINE
+        verdict, end = FINE, None
         for _ in range(random_.randint(1, MOST_IN_A_ROW)):
             stop = moment(command, random_.choice(numbers), random_)
             ended = start(tvlens_command(command.words, out, stop)).wait(stop)
-            if ended.status == 0 and not ended.broken:
-                break  # it was done before
+            if ended.status == 0:
+                end = ended  # it was done before
+                break
             sent.append(stop)
             verdict = of_stop(ended, stop, out)
             if verdict != FINE:
                 break
         if verdict == FINE:
-            verdict = command.judge_end(out)
+            verdict = command.judge_end(out, end)
         done += len(sent)
         yield from [(f"{command.name}, {stop}", FINE) for stop in sent[:-1]]
         if sent or verdict != FINE:
