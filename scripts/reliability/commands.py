@@ -56,7 +56,7 @@ class Command:
         return start(tvlens_command(self.words, out, before=before)).wait(limit=120.0)
 
     def judge_end(self, out: Path, ended: Ended | None = None) -> Verdict:
-        """Run it to its end, if it is not there, and hold its folder against the undisturbed one."""
+        """Run it to its end, if it is not there, and compare its folder with the undisturbed."""
         ended = ended or self.run(out)
         if ended.broken:
             return ended.broken
@@ -67,7 +67,8 @@ class Command:
 
 def make_commands(folder: Path, names: list[str] | None = None) -> list[Command]:
     """The commands on a tiny model, each run once undisturbed."""
-    do(lambda: (trained.save_model(folder / "model"), trained.save_tasks(folder / "data")))
+    if names != ["train"]:
+        do(lambda: (trained.save_model(folder / "model"), trained.save_tasks(folder / "data")))
     source = ["--model", str(folder / "model"), "--data", str(folder / "data")]
     source += ["--tasks", "seven-on", "--shots", str(trained.SHOTS)]
     few = ["--n-means", "10", "--n-validation", "3", "--n-test", "4"]

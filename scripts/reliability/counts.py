@@ -19,7 +19,7 @@ LONGEST_MESSAGE = 600
 LONGEST_WAIT = 20.0
 """Seconds that anything may take to end."""
 MOST_MEMORY = 2 * 2**30
-SHOWN = 200
+SHOWN = 40
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -28,10 +29,35 @@ BY_SUFFIX: dict[str, Mutation] = {
 INDEX = ".tvlens-step.json"
 
 
+def _gone(path: Path) -> None:
+    path.unlink()
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def _circle(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+NO_FILES: list[Callable[[Path], None]] = [_gone, _empty, _folder, _circle]
+"""What may be where a file should be."""
+
+
 def damage(folder: Path, random: Random) -> str:
     """Make one file in a folder wrong; its name."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
     path = random.choice([path for path in files if path.name != ".tvlens-lock"])
+    if random.random() < 0.03:
+        random.choice(NO_FILES)(path)
+        return str(path.relative_to(folder))
     mutated(path, random)
     if (path.with_name(INDEX)).exists() and path.name != INDEX and random.random() < 0.5:
         sign(path)

@@ -58,6 +58,7 @@ def _refused_then_fine(
     command: Command, out: Path, grow: Callable[[], object], before: Callable[[], object]
 ) -> Verdict:
     ended = command.run(out, before)
+    verdict = FINE  # what it wrote may have fitted
     if ended.status or ended.broken:
         verdict = of_refusal(ended)
         if verdict.kind != "refused":
@@ -66,7 +67,8 @@ def _refused_then_fine(
         if leftover:
             return leftover
     grow()
-    return command.judge_end(out)
+    end = command.judge_end(out)
+    return verdict if end == FINE else end
 
 
 @contextmanager

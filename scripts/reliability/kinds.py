@@ -20,7 +20,7 @@ from tvlens.cli.studies import read_functions
 from tvlens.errors import TaskError
 from tvlens.lens.heads import HeadMeans
 from tvlens.models.catalogue import BUNDLED, MARKER, is_complete, is_undamaged
-from tvlens.models.regression.training import PRESETS, TrainSettings, preset, train
+from tvlens.models.regression.training import PRESETS, TrainSettings, model_card, preset, train
 from tvlens.models.regression.transformer import (
     RegressionTransformer,
     load_garg,
@@ -104,16 +104,15 @@ def use_task(task: Task, folder: Path) -> None:
         raise Unequal("a task saved and read again has other pairs")
 
 
-def read_task(folder: Path) -> None:
+def read_task(path: Path) -> None:
     """As a task file; what has different outputs for one input, without those too."""
-    (path,) = folder.iterdir()
     try:
         task = load_file(path)
     except TaskError as error:
         if "different outputs" not in str(error):
             raise
         task = load_file(path, duplicates="drop")
-    use_task(task, folder)
+    use_task(task, path.parent)
 
 
 def make_folder(folder: Path) -> None:
@@ -273,7 +272,7 @@ def make_checkpoint(folder: Path) -> None:
 def read_checkpoint(folder: Path) -> None:
     found = train("linear", short(), checkpoint=folder / "checkpoint.safetensors")
     found.history.to_csv()
-    found.history["seconds"].round(1)
+    model_card("linear", short(), 0, None, "cpu", found)
 
 
 def make_cache(folder: Path) -> None:
@@ -306,6 +305,10 @@ def _written(name: str, text: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_text(text, encoding="utf-8")
 
 
+def _task(name: str) -> Callable[[Path], object]:
+    return lambda folder: read_task(folder / name)
+
+
 def _saved(name: str, make: Callable[[], Kept]) -> Callable[[Path], object]:
     return lambda folder: make().save(folder / name)
 
@@ -317,7 +320,7 @@ HEADS = "task,layer,head,aie\n" + "".join(
     for head in range(4)
 )
 KINDS = [
-    *(Kind(f"task-{name}", _written(name, text), read_task) for name, text in TASK_FILES.items()),
+    *(Kind(f"task-{name}", _written(name, text), _task(name)) for name, text in TASK_FILES.items()),
     Kind("task-folder", make_folder, read_folder),
     Kind("template", _written("layout.json", json.dumps(LAYOUT)), read_layout),
     Kind(
