@@ -14,6 +14,8 @@ from pathlib import Path
 from reliability.counts import LONGEST_WAIT, MOST_MEMORY, Verdict, shortened
 from tvlens.cli.app import main
 
+SIGNS = ("Traceback (", "Exception ignored")
+"""What lines begin with that no command may print."""
 OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
 """What the file system is asked for, as Python's audit events call it."""
 
@@ -61,8 +63,10 @@ class Ended:
             return Verdict("hangs", f"no end {LONGEST_WAIT:.0f} s later")
         if self.memory > MOST_MEMORY:
             return Verdict("memory", f"{self.memory / 2**30:.1f} GiB")
-        if "Traceback" in self.err or "Exception ignored" in self.err:
-            return Verdict("raw", shortened(self.err.strip().splitlines()[-1]))
+        if any(line.startswith(SIGNS) for line in self.err.splitlines()):
+            lines = self.err.strip().splitlines()
+            first = next(line for line in lines if line.startswith(SIGNS))
+            return Verdict("raw", shortened(f"{lines[-1]}, {first}"), f"status {self.status}")
         return None
 
 

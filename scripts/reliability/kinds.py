@@ -116,7 +116,7 @@ def read_task(path: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    for name in ("list.json", "object.json"):
+    for name in ("list.json", "object.json", "lines.jsonl", "table.csv"):
         (folder / name).write_text(TASK_FILES[name])
 
 

@@ -28,7 +28,7 @@ def stops(
         for _ in range(random_.randint(1, MOST_IN_A_ROW)):
             stop = moment(command, random_.choice(numbers), random_)
             ended = start(tvlens_command(command.words, out, stop)).wait(stop)
-            if ended.status == 0:
+            if ended.status == 0 and not ended.broken:
                 end = ended  # it was done before
                 break
             sent.append(stop)
