@@ -55,7 +55,7 @@ test: setup setup-tl4 check  ## all checks and tests, the tests in both environm
 	.venv/bin/python -m pytest
 	.venv-tl4/bin/python -m pytest
 
-reliability: setup  ## damaged files, kills, interrupts, full disks; some ten minutes, not part of test
+reliability: setup  ## damaged files, kills, interrupts, full disks; a quarter of an hour, not in test
 	PYTHONPATH=scripts:tests $(PYTHON_RUN) -m reliability $(RELIABILITY)
 
 reproduce: TEXT_SIZE = --tasks present-past,singular-plural,country-nationality \

@@ -5,6 +5,7 @@ import logging
 import os
 import pkgutil
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -32,6 +33,8 @@ def import_all() -> None:
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
     torch.set_num_threads(1)
+    if not sys.stdout.isatty():
+        os.environ.setdefault("COLUMNS", "100")
     transformers.logging.set_verbosity_error()
     logging.disable()
 

@@ -60,7 +60,7 @@ class Counts:
 
 def report(parts: Iterable[Counts]) -> bool:
     """Print the table and what was wrong, each thing once; whether nothing was."""
-    parts = list(parts)
+    parts = [part for part in parts if part.found]
     total = Counts("all", sum((part.found for part in parts), Counter()))
     show([part.row for part in [*parts, total]])
     alike: dict[tuple[str, str, str], list[tuple[str, Verdict]]] = {}
