@@ -121,18 +121,15 @@ def ended(status: int, err: str = "") -> Ended:
     return Ended(status, "", err, 1.0, 0.1, 0, False)
 
 
-def test_ends_of_commands_are_told_apart(tmp_path):
+def test_ends_of_commands_are_told_apart():
     line = "error: Stopped. What is finished is kept in --out: the same command goes on from there."
-    out = tmp_path / "alone" / "run"
     ctrl_c, kill = Stop(signal.SIGINT, 1.0), Stop(signal.SIGKILL, 1.0)
-    assert of_stop(ended(130, f"{line}\n"), ctrl_c, out) == FINE
-    assert of_stop(ended(130, "Aborted."), ctrl_c, out).kind == "raw"
-    assert of_stop(ended(1, f"{line}\n"), ctrl_c, out).kind == "raw"
-    assert of_stop(ended(1, "Traceback (most\nKeyError: 1"), ctrl_c, out).why.startswith(
-        "KeyError: 1"
-    )
-    assert of_stop(ended(-9), kill, out) == FINE
-    assert of_stop(ended(2), kill, out).kind == "raw"
+    assert of_stop(ended(130, f"{line}\n"), ctrl_c) == FINE
+    assert of_stop(ended(130, "Aborted."), ctrl_c).kind == "raw"
+    assert of_stop(ended(1, f"{line}\n"), ctrl_c).kind == "raw"
+    assert of_stop(ended(1, "Traceback (most\nKeyError: 1"), ctrl_c).why.startswith("KeyError: 1")
+    assert of_stop(ended(-9), kill) == FINE
+    assert of_stop(ended(2), kill).kind == "raw"
     assert of_refusal(ended(2, "error: in use\n"), "in use").kind == "refused"
     assert of_refusal(ended(2, "error: a\nb\n")).kind == "long"
     assert of_refusal(ended(1, "error: a\n")).kind == "raw"

@@ -32,7 +32,9 @@ def stops(
                 end = ended  # it was done before
                 break
             sent.append(stop)
-            verdict = of_stop(ended, stop, out)
+            verdict = of_stop(ended, stop)
+            if verdict == FINE and all(each.number == signal.SIGINT for each in sent):
+                verdict = left_over(out) or FINE  # a kill may leave what the next run removes
             if verdict != FINE:
                 break
         if verdict == FINE:
@@ -53,7 +55,7 @@ def moment(command: Command, number: int, random_: random.Random) -> Stop:
     return Stop(number, seconds=random_.uniform(0, command.seconds))
 
 
-def of_stop(ended: Ended, stop: Stop, out: Path) -> Verdict:
+def of_stop(ended: Ended, stop: Stop) -> Verdict:
     """What came of one stop: a kill and SIGTERM may end it as they do; Ctrl-C has words."""
     if stop.number != signal.SIGKILL and ended.after_stop > 20:
         return Verdict("hangs", f"ended {ended.after_stop:.0f} s after {stop}")
@@ -64,7 +66,7 @@ def of_stop(ended: Ended, stop: Stop, out: Path) -> Verdict:
         kind = (ended.status, line.startswith("error: Stopped."), line.count("\n"))
         if kind != (130, True, 0) or "--out" not in line:
             return Verdict("raw", f"status {ended.status}: {shortened(ended.err)}")
-        return left_over(out) or FINE
+        return FINE
     if ended.status not in (-stop.number, 128 + stop.number):
         return Verdict("raw", f"status {ended.status}: {shortened(ended.err)}")
     return FINE
