@@ -4,6 +4,9 @@
 #                 functions, in minutes; LTV_SEEDS=2 trains every vector twice and says how far two
 #                 trainings agree
 # make study      the same on five text tasks and four classes of functions, in full
+# make reliability  damages files, kills and interrupts commands, fills disks: what must never happen
+#                 is counted; RELIABILITY="--kills 20 --inputs 1000" for less of it, or "--only
+#                 template:123" for one damaged file again
 #
 # What is done is noted in a stamp file inside the environment it was done for, and only when it
 # succeeded: a second call redoes nothing, an interrupted one goes on where it stopped.
@@ -11,6 +14,7 @@
 PYTHON ?= python3
 MODEL = smollm2-135m
 LTV_SEEDS ?= 1
+RELIABILITY ?= --kills 200 --inputs 10000
 PYTHON_RUN = .venv/bin/python
 
 # What both studies run, in the folders $(1)/text, $(1)/regression and $(1)/both; they resume, and
@@ -29,7 +33,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL = help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-tl4 check test reproduce study clean
+.PHONY: help setup setup-tl4 check test reliability reproduce study clean
 
 help:  ## say what there is
 	@echo "make TARGET, with PYTHON=python3.12 or the like to choose the Python (3.10 or newer):"
@@ -50,6 +54,9 @@ test: export HF_HUB_OFFLINE = 1
 test: setup setup-tl4 check  ## all checks and tests, the tests in both environments
 	.venv/bin/python -m pytest
 	.venv-tl4/bin/python -m pytest
+
+reliability: setup  ## damaged files, kills, interrupts, full disks; a quarter of an hour, not in test
+	PYTHONPATH=scripts:tests $(PYTHON_RUN) -m reliability $(RELIABILITY)
 
 reproduce: TEXT_SIZE = --tasks present-past,singular-plural,country-nationality \
 	--ltv-seeds $(LTV_SEEDS) --control-draws 1 --n-means 50 --n-validation 16 --n-test 20 \
