@@ -1,15 +1,11 @@
 """The commands that are stopped, and whether their folders are those of undisturbed runs."""
 
-import hashlib
-import io
 import json
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from filelock import FileLock, Timeout
 
 from helpers import trained
@@ -121,36 +117,25 @@ def left_over(folder: Path) -> Verdict | None:
 def timeless(path: Path) -> bytes:
     """The content of a file without the times recorded in it.
 
-    Those are the manifest's `TIMES`, the seconds of every step, and the seconds in the history of
-    a training, which stand in its table and in the card of its model.
+    Those are the manifest's `TIMES`, the seconds of every step, and the `times` of a training.
     """
     content = path.read_bytes()
+    if path.stem == "times":
+        return b""
     if path.name == "manifest.json":
         return _without(json.loads(content), TIMES)
     if path.name == ".tvlens-step.json":
         index = json.loads(content)
-        if path.parent.name == "training":
-            del index["outputs"]["history"][1]  # the digest of what holds times
+        for entry in index["outputs"].values():
+            if entry[0].startswith("times."):
+                entry[1] = ""
+                index["sha256"] = ""
         return _without(index, ("seconds",))
-    if path.name in ("history.csv", "history.parquet"):
-        read = pd.read_csv if path.suffix == ".csv" else pd.read_parquet
-        table = read(io.BytesIO(content))
-        return table.drop(columns="seconds", errors="ignore").to_csv().encode()
-    if path.name == "model.safetensors":
-        header, tensors = _parts(content)
-        card = json.loads(header["__metadata__"]["card"])
-        header["__metadata__"]["card"] = _without(card, ("seconds",)).decode()
-        return json.dumps(header).encode() + hashlib.sha256(tensors).digest()
     return content
 
 
 def _without(content: dict[str, Any], keys: tuple[str, ...]) -> bytes:
     return json.dumps({k: x for k, x in content.items() if k not in keys}).encode()
-
-
-def _parts(content: bytes) -> tuple[dict[str, Any], bytes]:
-    end = 8 + struct.unpack("<Q", content[:8])[0]
-    return json.loads(content[8:end]), content[end:]
 
 
 def of_refusal(ended: Ended, words: str = "") -> Verdict:

@@ -15,6 +15,7 @@ from reliability.mutate import (
     mutate_yaml,
 )
 from reliability.tensors import mutate_safetensors, mutate_torch
+from tvlens.runs.manifest import digest_of
 
 BY_SUFFIX: dict[str, Mutation] = {
     ".jsonl": mutate_lines,
@@ -81,4 +82,5 @@ def sign(path: Path) -> None:
     for saved in index["outputs"].values():
         if saved[0] == path.name:
             saved[1] = hashlib.sha256(path.read_bytes()).hexdigest()
+    index["sha256"] = digest_of(index["outputs"])
     path.with_name(INDEX).write_text(json.dumps(index))

@@ -51,15 +51,9 @@ def make_examples(folder: Path, kinds: list[Kind] = KINDS) -> None:
             kind.make(folder / kind.name)
             copy = folder / f"{kind.name}-whole"
             shutil.copytree(folder / kind.name, copy)
-            if kind.name not in UNREAD:
-                kind.read(copy)
+            kind.read(copy)
 
     do(make)
-
-
-UNREAD = {"task-mapping.json", "task-columns.json", "task-lines.jsonl", "task-table.csv"}
-UNREAD |= {"task-table.tsv"}
-"""Kinds whose whole example may be refused."""
 
 
 def try_input(kind: Kind, number: int, seed: int, examples: Path, place: Path) -> Verdict:

@@ -20,10 +20,10 @@ from tvlens.cli.studies import read_functions
 from tvlens.errors import TaskError
 from tvlens.lens.heads import HeadMeans
 from tvlens.models.catalogue import BUNDLED, MARKER, is_complete, is_undamaged
+from tvlens.models.regression.garg import load_garg
 from tvlens.models.regression.training import PRESETS, TrainSettings, model_card, preset, train
 from tvlens.models.regression.transformer import (
     RegressionTransformer,
-    load_garg,
     load_regression,
     save_regression,
 )
@@ -96,9 +96,10 @@ def use_task(task: Task, folder: Path) -> None:
             prompts = task.prompts("train", shots=2, n=2, kind=kind)
             assert prompts.digest
             for prompt in prompts.items:
-                (prompt.text + prompt.continuation).encode()
+                (prompt.text + "".join(prompt.continuations)).encode()
     again = folder / "again.json"
-    content = {"name": task.name, "pairs": [asdict(pair) for pair in task.pairs]}
+    pairs = [{"input": pair.input, "output": list(pair.answers)} for pair in task.pairs]
+    content = {"name": task.name, "pairs": pairs}
     again.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     if load_file(again).pairs != task.pairs:
         raise Unequal("a task saved and read again has other pairs")

@@ -26,7 +26,12 @@ class Code:
 
 
 def mutate_safetensors(content: bytes, random: Random) -> bytes:
-    """The header, one of the values in its metadata, its length, or a tensor changed."""
+    """The header, one of the values in its metadata, its length, or a tensor changed.
+
+    Mostly without the digest that would tell, as files of older versions are.
+    """
+    if random.random() < 0.7:
+        content = unsigned(content)
     (length,) = struct.unpack("<Q", content[:8])
     header, data = content[8 : 8 + length], content[8 + length :]
     action = random.choice(("header", "metadata", "metadata", "metadata", "tensor", "length"))
@@ -42,6 +47,15 @@ def mutate_safetensors(content: bytes, random: Random) -> bytes:
     else:
         header = change_metadata(header, random)
     return struct.pack("<Q", len(header)) + header + data
+
+
+def unsigned(content: bytes) -> bytes:
+    """The file without the digest in its metadata."""
+    (length,) = struct.unpack("<Q", content[:8])
+    found = json.loads(content[8 : 8 + length])
+    found.get("__metadata__", {}).pop("sha256", None)
+    header = json.dumps(found).encode()
+    return struct.pack("<Q", len(header)) + header + content[8 + length :]
 
 
 def change_metadata(header: bytes, random: Random) -> bytes:

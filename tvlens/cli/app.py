@@ -6,6 +6,7 @@ found, so that help, lists and most mistakes come at once.
 
 import signal
 import sys
+import threading
 import warnings
 from types import FrameType
 from typing import Annotated, Any
@@ -71,6 +72,14 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise Stopped
 
 
+def _stop_again(missed: Any) -> None:
+    """Ctrl-C that came while Python let go of an object, where it swallows what is raised."""
+    if isinstance(missed.exc_value, Stopped):
+        threading.Timer(0.01, signal.raise_signal, (signal.SIGINT,)).start()
+    else:
+        sys.__unraisablehook__(missed)
+
+
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     complain(str(message), "warning")
 
@@ -81,6 +90,7 @@ def main() -> None:
     before = signal.getsignal(signal.SIGINT)
     if callable(before):
         signal.signal(signal.SIGINT, _stop)
+    hook, sys.unraisablehook = sys.unraisablehook, _stop_again
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
@@ -94,5 +104,6 @@ def main() -> None:
         complain(f"Stopped.{more if kept else ''}")
         sys.exit(130)
     finally:
+        sys.unraisablehook = hook
         if callable(before):
             signal.signal(signal.SIGINT, before)

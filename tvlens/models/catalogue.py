@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MARKER = "tvlens.json"
+_NOT_OURS = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 _FOLDER = files("tvlens.models.regression") / "weights"
 _SUFFIX = ".safetensors"
@@ -167,7 +168,7 @@ def is_complete(folder: Path, model: BundledModel) -> bool:
         return marker["gguf_sha256"] == model.sha256 and all(
             (folder / name).stat().st_size == file["size"] for name, file in marker["files"].items()
         )
-    except (FileNotFoundError, NotADirectoryError, ValueError, LookupError, TypeError):
+    except (OSError, *_NOT_OURS):
         # No marker, or one that does not read as ours: the model counts as absent.
         return False
 
@@ -184,7 +185,7 @@ def is_undamaged(folder: Path) -> bool:
             return True
         if any(file_sha256(folder / name) != file["sha256"] for name, file in files.items()):
             return False
-    except (OSError, ValueError):
+    except (OSError, *_NOT_OURS):
         return False
     _note_verified(folder, written)
     return True

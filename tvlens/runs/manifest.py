@@ -1,5 +1,6 @@
 """The manifest of a run: what it says, and whether two of them are of the same run."""
 
+import hashlib
 import json
 import os
 import platform
@@ -69,6 +70,11 @@ def require_manifest(folder: Path, earlier: Any, expected: dict[str, Any]) -> No
     )
 
 
+def digest_of(outputs: dict[str, Any]) -> str:
+    """SHA-256, in hexadecimal, of what an index says of the outputs of a step."""
+    return hashlib.sha256(json.dumps(outputs, sort_keys=True).encode()).hexdigest()
+
+
 def require_index(path: Path, index: Any, remedy: str) -> None:
     """Refuse what is no index of a step: its seconds, and files of this folder with digests.
 
@@ -83,11 +89,11 @@ def require_index(path: Path, index: Any, remedy: str) -> None:
             and [type(part) for part in entry] == [str, str]
             and entry[0] in {f"{key}{suffix}" for suffix in SUFFIXES}
             for key, entry in expected
-        ):
+        ) and index.get("sha256") == digest_of(index["outputs"]):
             return
     raise RunError(
-        f"'{path}' is no index of a step: expected seconds, and for every output its file and the "
-        f"file's SHA-256; {remedy} and run the same command again"
+        f"'{path}' is no index of a step: expected seconds, for every output its file and the "
+        f"file's SHA-256, and that of all of these; {remedy} and run the same command again"
     )
 
 

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from tvlens.errors import NumericalError, RunError, TvlensError
 from tvlens.runs.manifest import (
+    digest_of,
     new_manifest,
     now,
     peak_memory_gib,
@@ -272,8 +273,8 @@ class Run:
                 file = self._path("steps", name, f"{key}{suffix}").name
                 write(temporary / file, content)
                 saved[key] = [file, hashlib.sha256(content).hexdigest()]
-            index = encode_json(f"step {name!r}", {"seconds": seconds, "outputs": saved})
-            write(temporary / _INDEX, index)
+            told = {"seconds": seconds, "outputs": saved, "sha256": digest_of(saved)}
+            write(temporary / _INDEX, encode_json(f"step {name!r}", told))
 
     def _write_manifest(self) -> None:
         self.manifest["peak_memory_gib"] = peak_memory_gib()

@@ -5,11 +5,13 @@ matched by layer and head, never by their place in a table. Layers of a model th
 (`Backend.attention_layers`) are NaN in a score and have no rows.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, TypeVar
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
@@ -201,7 +203,7 @@ def layers_in(table: pd.DataFrame) -> list[int]:
     for key in HEAD_KEYS[1:]:
         if key not in table:
             raise UnknownNameError(f"the table of heads has no column {key}")
-        numbers = pd.to_numeric(table[key], errors="coerce").to_numpy(dtype=float)
+        numbers = np.array([_number(value) for value in table[key]])
         wrong = ~((numbers >= 0) & (numbers < len(table)) & (numbers % 1 == 0))
         if wrong.any():
             first = int(wrong.argmax())
@@ -210,6 +212,14 @@ def layers_in(table: pd.DataFrame) -> list[int]:
                 f"{first + 1}; expected one row for every head, layers and heads counted from 0"
             )
     return sorted({int(float(layer)) for layer in table["layer"]})
+
+
+def _number(value: object) -> float:
+    """NaN for what is no number."""
+    try:
+        return float(str(value))
+    except ValueError:
+        return math.nan
 
 
 def head_table(columns: Mapping[str, HeadMap], task: str) -> pd.DataFrame:

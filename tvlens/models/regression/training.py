@@ -362,14 +362,15 @@ class _Trainer:
         save_tensors(path, tensors, metadata)
 
     def restore(self, path: Path, identity: str) -> None:
-        tensors, metadata = load_tensors(path)
-        if metadata.get("identity") != identity:
-            raise RunError(
-                f"checkpoint {path} is of another training, or of another version of tvlens; "
-                "choose another file or delete it"
-            )
-        with reading(path, "a checkpoint of this training"):
-            self._restore(tensors, metadata)
+        with reading(path, "a checkpoint of this training; delete it to begin anew"):
+            tensors, metadata = load_tensors(path, signed=True)
+            if metadata["identity"] == identity:
+                self._restore(tensors, metadata)
+                return
+        raise RunError(
+            f"checkpoint {path} is of another training, or of another version of tvlens; choose "
+            "another file or delete it"
+        )
 
     def _restore(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
         model: dict[str, Tensor] = {}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tvlens.errors import TaskError, UnknownNameError
+from tvlens.tasks.text.formats import shown
 from tvlens.tasks.text.prompts import Template
 
 TEMPLATES: dict[str, Template] = {
@@ -35,13 +36,13 @@ def read_template(given: str | Path) -> Template:
     path = Path(given)
     if not path.is_file():
         raise UnknownNameError(
-            f"unknown template {str(given)!r}; expected one of {', '.join(TEMPLATES)}, chat, or a "
-            "JSON file"
+            f"unknown template {shown(str(given))}; expected one of {', '.join(TEMPLATES)}, chat, "
+            "or a JSON file"
         )
     names = [field.name for field in fields(Template)]
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise TaskError(f"template file {path} cannot be read as JSON: {error}") from error
     known = isinstance(found, dict) and not set(found) - set(names)
     if not known or not all(isinstance(text, str) for text in found.values()):

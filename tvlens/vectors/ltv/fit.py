@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -15,7 +16,7 @@ from tvlens.errors import NumericalError, RunError, TaskError
 from tvlens.lens.heads import HeadMeans
 from tvlens.lens.lens import Lens
 from tvlens.models.gradients import with_gradients
-from tvlens.runs.storage import load_tensors, save_tensors
+from tvlens.runs.storage import load_tensors, reading, save_tensors
 from tvlens.tasks.base import HasTemplate, PromptSource
 from tvlens.vectors.ltv.attribution import STEPS, add_vectors, attribute_samples
 from tvlens.vectors.ltv.ltv import LearnableTaskVector
@@ -257,12 +258,17 @@ class _Trainer:
         )
 
     def restore(self, path: Path, identity: str) -> None:
-        tensors, names = load_tensors(path)
-        if names.get("identity") != identity:
-            raise RunError(
-                f"checkpoint {path} was made with other settings, seed, task, model, means or start"
-                f"; expected {identity}, found {names.get('identity')}; choose another or delete it"
-            )
+        with reading(path, "a checkpoint of this training; delete it to begin anew"):
+            tensors, names = load_tensors(path, signed=True)
+            if names["identity"] == identity:
+                self._restore(tensors, names)
+                return
+        raise RunError(
+            f"checkpoint {path} was made with other settings, seed, task, model, means or start; "
+            "choose another or delete it"
+        )
+
+    def _restore(self, tensors: Mapping[str, Tensor], names: Mapping[str, Any]) -> None:
         device = self.ltv.omega.device
         self.ltv.omega.data.copy_(tensors["omega"])
         self.ltv.mask.copy_(tensors["mask"])
