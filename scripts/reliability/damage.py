@@ -24,6 +24,7 @@ BY_SUFFIX: dict[str, Mutation] = {
     ".tsv": mutate_table,
     ".safetensors": mutate_safetensors,
     ".pt": mutate_torch,
+    ".pth": mutate_torch,
     ".parquet": mutate_bytes,
 }
 """Others are JSON."""

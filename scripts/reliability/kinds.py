@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,7 +19,8 @@ from helpers import zoo
 from tvlens.cli.options import read_scores
 from tvlens.cli.studies import read_functions
 from tvlens.errors import TaskError
-from tvlens.lens.heads import HeadMeans
+from tvlens.lens.heads import HeadMeans, mean_head_outputs
+from tvlens.lens.lens import Lens
 from tvlens.models.catalogue import BUNDLED, MARKER, is_complete, is_undamaged
 from tvlens.models.regression.garg import load_garg
 from tvlens.models.regression.training import PRESETS, TrainSettings, model_card, preset, train
@@ -35,7 +37,10 @@ from tvlens.studies.text import TextSettings
 from tvlens.tasks import Pair, Task, load_file, load_folder, read_template
 from tvlens.tasks.base import PromptKind
 from tvlens.vectors.catalogue import load_vector
+from tvlens.vectors.ltv.fit import fit_ltv
 from tvlens.vectors.ltv.ltv import LearnableTaskVector
+from tvlens.vectors.ltv.released import load_released
+from tvlens.vectors.ltv.settings import FitSettings
 from tvlens.vectors.materials import fitting_ks
 from tvlens.vectors.vector import HeadMixture, TaskVector, Vector
 
@@ -276,6 +281,45 @@ def read_checkpoint(folder: Path) -> None:
     model_card("linear", short(), 0, None, "cpu", found)
 
 
+@cache
+def lens_and_means() -> tuple[Lens, HeadMeans]:
+    """A tiny lens, and means of its heads."""
+    lens = zoo.lens("gpt2")
+    prompts = zoo.TASK.prompts("train", shots=2, n=4)
+    return lens, mean_head_outputs(lens, prompts, answered_only=False)
+
+
+def make_released(folder: Path) -> None:
+    torch.save({"weights": numbers(3, 4)}, folder / "ltv_layer_5.pth")
+
+
+def read_released(folder: Path) -> None:
+    lens, means = lens_and_means()
+    made = load_released(folder / "ltv_layer_5.pth", lens, means, granularity="head")
+    made.save(folder / "again.safetensors")
+
+
+def fit(folder: Path, progress: Callable[[int], None] = lambda _: None) -> None:
+    """A Learnable Task Vector of two steps."""
+    lens, means = lens_and_means()
+    settings = FitSettings(steps=2, n_prompts=4, batch_size=2, evaluate_every=1, shots=2)
+    path = folder / "checkpoint.safetensors"
+    fit_ltv(lens, zoo.TASK, means, settings=settings, checkpoint=path, progress=progress)
+
+
+def make_fit_checkpoint(folder: Path) -> None:
+    """The checkpoint of a fit that was stopped behind its first step."""
+    done: list[int] = []
+
+    def progress(_: int) -> None:
+        done.append(1)
+        if len(done) == 2:
+            raise InterruptedError
+
+    with contextlib.suppress(InterruptedError):
+        fit(folder, progress)
+
+
 def make_cache(folder: Path) -> None:
     """A bundled model as the cache keeps it, with the note that it was found right."""
     kept = folder / "model"
@@ -343,6 +387,8 @@ KINDS = [
     Kind("regression", make_regression, read_regression, 0.5),
     Kind("garg", make_garg, read_garg),
     Kind("checkpoint", make_checkpoint, read_checkpoint, 0.5),
+    Kind("released", make_released, read_released, 0.5),
+    Kind("fit-checkpoint", make_fit_checkpoint, fit, 0.2),
     Kind("model", make_model, read_model, 0.2),
 ]
 """Every kind, by name."""

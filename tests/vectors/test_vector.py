@@ -75,7 +75,9 @@ def test_a_damaged_file_is_refused(tmp_path):
     path = tmp_path / "vector.safetensors"
     vector().save(path)
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(RunError, match=r"cannot read .*vector.safetensors: .*, or name another file"):
+    with pytest.raises(
+        RunError, match=r"cannot read .*vector.safetensors: .*, or name another file"
+    ):
         TaskVector.load(path)
     with pytest.raises(RunError, match=r"cannot read .*nowhere"):
         TaskVector.load(tmp_path / "nowhere")
