@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -603,6 +604,17 @@ def test_duplicates_are_refused_or_dropped_on_demand(here, tmp_path):
     assert len(tasks.load_file(tmp_path / "mine.json", duplicates="drop")) == 39
 
 
+def test_answers_that_first_tokens_do_not_tell_apart_are_shown_by_exact_match(
+    here, study, tmp_path
+):
+    content = pairs(40, lambda i: "k" + zoo.LETTERS[i % 3])
+    vector = f"LTV={study.folder / 'vectors' / 'seven-on-ltv.safetensors'}"
+    words = ["evaluate", "--model", here / "model", *task_file(tmp_path, content), *SMALL]
+    with pytest.warns(UserWarning, match="answers begin with only 1 different tokens"):
+        out = ok(*words, "--vector", vector)
+    assert "mine: exact match [95% interval], n = 8" in out
+
+
 def test_prompts_longer_than_the_context_are_refused(source, tmp_path):
     message = mistake("mediate", *source, "--shots", 20, "--out", tmp_path, kind=TaskError)
     assert "the model's context holds 128; use fewer shots or shorter pairs" in message
@@ -749,6 +761,41 @@ def test_main_ends_a_mistake_in_one_line(monkeypatch, capsys, tmp_path):
     assert out == ""
     assert err == (
         f"error: task folder {missing}: no such folder; pass one that holds task files\n"
+    )
+
+
+def test_main_prints_a_warning_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "app", lambda: warnings.warn("a file is odd", stacklevel=1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        cli.main()
+    assert capsys.readouterr().err == "warning: a file is odd\n"
+
+
+class Stopping:
+    """An object during whose end Ctrl-C comes."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+        _ = "python looks for signals between two instructions"
+
+
+def test_ctrl_c_that_python_swallowed_comes_again(monkeypatch, capsys):
+    def work() -> None:
+        Stopping()
+        time.sleep(20)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(cli, "app", work)
+    monkeypatch.setattr(sys, "argv", ["tvlens", "mediate", "--out", "x"])
+    try:
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == (
+        "error: Stopped. What is finished is kept in --out: the same command goes on from there.\n"
     )
 
 

@@ -91,6 +91,8 @@ def test_one_instruction_opens_every_prompt_in_any_layout(tmp_path):
     assert arrow.prompts("test", shots=2)[0].text.startswith("Say it.\nword")
     own = task.with_template(Template(instruction="Mine."))
     assert own.prompts("test", shots=2)[0].text.startswith("Mine.\n\nQ: word")
+    shown = task.prompts("test", shots=2, template=tasks.TEMPLATES["arrow"])[0].text
+    assert shown == arrow.prompts("test", shots=2)[0].text
     held = task.with_template(Template(opening="<s>Say it.<e>"))
     assert held.template.instruction == ""
     # Another prompt is another task.
@@ -251,6 +253,9 @@ def test_load_folder(tmp_path):
     write(tmp_path / ".hidden.json", [])
     (tmp_path / ".git").mkdir()
     write(tmp_path / ".git" / "x.json", [PAIR])
+    (tmp_path / "run" / "steps").mkdir(parents=True)
+    write(tmp_path / "run" / ".tvlens-lock", "")
+    write(tmp_path / "run" / "steps" / "x.json", [PAIR])
     found = tasks.load_folder(tmp_path)
     assert list(found) == ["a", "b", "deep/er/c"]
     assert [task.name for task in found.values()] == list(found)

@@ -128,12 +128,17 @@ def evaluate(
 
 
 def show_accuracy(results: "pd.DataFrame") -> None:
-    """Print the accuracy of one task's methods: a row per method, a column per kind of prompt."""
+    """Print how often one task's methods are right: a row for each, a column per kind of prompt.
+
+    By exact match where first tokens do not tell answers apart, which is then the first metric.
+    """
     from tvlens.tasks.base import KINDS
 
-    rows = results[results["metric"] == "accuracy"]
+    metric = results["metric"].iloc[0]
+    rows = results[results["metric"] == metric]
     text = [with_interval(row.value, row.ci_low, row.ci_high) for row in rows.itertuples()]
     table = rows.assign(text=text).pivot(index="method", columns="prompt", values="text")
     kinds = [kind for kind in KINDS if kind in table.columns]
-    title = f"{rows['task'].iloc[0]}: first-token accuracy [95% interval], n = {rows['n'].iloc[0]}"
+    what = "exact match" if metric == "exact_match" else "first-token accuracy"
+    title = f"{rows['task'].iloc[0]}: {what} [95% interval], n = {rows['n'].iloc[0]}"
     show(table.loc[rows["method"].unique(), kinds].reset_index(), title)

@@ -137,11 +137,15 @@ def load_named(folder: Path, name: str, *, duplicates: Duplicates = "error") -> 
 
 
 def task_files(folder: Path) -> dict[str, list[Path]]:
-    """The task files of a folder and the folders in it, by the names of their tasks, sorted."""
+    """The task files of a folder and the folders in it, by the names of their tasks, sorted.
+
+    Without what is hidden, and without the folders that tvlens keeps runs in.
+    """
     found: dict[str, list[Path]] = {}
+    runs = {lock.parent for lock in folder.rglob(".tvlens-lock")}
     for file in sorted(folder.rglob("*")):
         inside = file.relative_to(folder)
-        hidden = any(part.startswith(".") for part in inside.parts)
+        hidden = any(part.startswith(".") for part in inside.parts) or runs & {*file.parents}
         if file.suffix.lower() in SUFFIXES and not hidden and file.is_file():
             found.setdefault(inside.with_suffix("").as_posix(), []).append(file)
     return dict(sorted(found.items()))
