@@ -154,7 +154,7 @@ class Task:
             seed: Decides queries (with `n`), demonstrations and label permutations.
             kind: "clean"; "zero", without demonstrations; or "shuffled", with the outputs of the
                 demonstrations permuted so that none keeps its own, as far as the outputs allow.
-            template: The text layout, as for `with_template`; the task's own by default.
+            template: The text layout, with its own instruction or none; the task's by default.
             queries: Ask these pairs of the split instead of all, for example those a model answers
                 correctly.
 
@@ -163,7 +163,7 @@ class Task:
                 `shots + 1`, an empty split, or queries that are none or not in the split.
         """
         _require(self.name, "kind", kind, get_args(PromptKind))
-        template = (self if template is None else self.with_template(template)).template
+        template = self.template if template is None else template
         pool = list(self.split(split)) if queries is None else self._checked(queries, split)
         if n is not None and n < 1:
             raise TaskError(f"task {self.name!r}: n={n} prompts asked for; n must be at least 1")
