@@ -138,7 +138,7 @@ def test_times_make_no_difference_and_all_else_does(tmp_path):
     for name, seconds in (("a/run", 1.0), ("b/run", 2.0)):
         folder = tmp_path / name
         folder.mkdir(parents=True)
-        pd.DataFrame({"loss": [1.0], "seconds": [seconds]}).to_csv(folder / "history.csv")
+        pd.DataFrame({"step": [1], "seconds": [seconds]}).to_csv(folder / "times.csv")
         facts = {"started": seconds, "timings": {"x": seconds}, "state": "finished"}
         (folder / "manifest.json").write_text(json.dumps(facts))
     a, b = tmp_path / "a" / "run", tmp_path / "b" / "run"

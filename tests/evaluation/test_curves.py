@@ -298,6 +298,16 @@ def test_halving_every_error_is_a_gain_of_two_for_certain():
         assert gains[column].tolist() == [2.0] * 4
 
 
+def test_a_method_without_any_error_has_no_gain():
+    bare = errors((2, 4, 6))
+    exact = bare.values.clone()
+    exact[:, 1] = 0
+    table = table_of({BARE: bare, "exact": Errors(bare.points, exact)})
+    assert values_of(table, "exact", "squared_error")["value"].loc[4] == 0
+    assert values_of(table, "exact", "gain").index.tolist() == [2, 6]
+    assert np.isfinite(table[["value", "ci_low", "ci_high"]].to_numpy()).all()
+
+
 def test_gains_past_the_training_length_are_of_means_over_lengths():
     bare, other = errors((2, 4, 6)), errors((2, 4, 6), seed=1)
     table = table_of({BARE: bare, "other": other}, train_points=3)

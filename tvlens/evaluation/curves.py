@@ -8,6 +8,7 @@ the error of always predicting its mean.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
@@ -196,7 +197,8 @@ def error_table(
     Metrics: `squared_error`, over the variance of f(x) in training; `gain`, the bare model's error
     over the method's on the same prompts, resampled in pairs: above 1 the method helps; and
     `squared_error_past` and `gain_past`, the same of the mean over all numbers of points from
-    T_train + 1 to `points`.
+    T_train + 1 to `points`. An estimator without any error, as least squares can be on a few
+    prompts, has no gain, and no row of it.
 
     Args:
         errors: errors by method; `bare` must be among them, of as many prompts or more.
@@ -223,7 +225,10 @@ def error_table(
                 numbers = {"value": value, "ci_low": low, "ci_high": high}
                 frame = pd.DataFrame({key: x.double().numpy() for key, x in numbers.items()})
                 kept = {"points": own.points, "method": method, "metric": metric + suffix}
-                frames.append(frame.assign(**kept, n=len(own.values)))
+                frame = frame.assign(**kept, n=len(own.values))
+                if metric == "gain":
+                    frame = frame[np.isfinite(frame[list(numbers)]).all(axis=1)]
+                frames.append(frame)
     table = pd.concat(frames, ignore_index=True)
     table = table.assign(functions=functions, shift=shift, prompt=prompt)
     return table[FIDELITY_COLUMNS]
