@@ -51,9 +51,14 @@ check: .venv/.installed  ## lint, formatting, types
 
 # No test may need a network, so none gets the chance to use a model hub.
 test: export HF_HUB_OFFLINE = 1
+# Both at once, on a core each: two processes of several threads would be in each other's way.
+test: export OMP_NUM_THREADS = 1
 test: setup setup-tl4 check  ## all checks and tests, the tests in both environments
-	.venv/bin/python -m pytest
-	.venv-tl4/bin/python -m pytest
+	@.venv-tl4/bin/python -m pytest -o cache_dir=.venv-tl4/cache > .venv-tl4/test.log 2>&1 & \
+	second=$$!; trap 'kill $$second' INT TERM; \
+	.venv/bin/python -m pytest; failed=$$?; \
+	wait $$second || failed=1; \
+	echo "And with transformer-lens 4:"; cat .venv-tl4/test.log; exit $$failed
 
 reliability: setup  ## damaged files, kills, interrupts, full disks; a quarter of an hour, not in test
 	PYTHONPATH=scripts:tests $(PYTHON_RUN) -m reliability $(RELIABILITY)
