@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import product
+from os.path import isdir, isfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -159,7 +160,7 @@ def read_tasks(
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     if not wanted:
         raise UnknownNameError("--tasks names no task; expected names separated by commas")
-    if data is not None and not data.is_dir():
+    if data is not None and not isdir(data):
         raise TaskError(f"--data {data}: no such folder; expected one that holds task files")
     there = {} if data is None else task_files(data)
     found = {}
@@ -229,7 +230,7 @@ def named_files(texts: Sequence[str]) -> dict[str, Path]:
         name, separator, file = text.partition("=")
         if not (name and separator and file):
             raise UnknownNameError(f"--vector {text!r}: expected NAME=FILE, such as ltv=FILE")
-        if not Path(file).is_file():
+        if not isfile(file):
             raise UnknownNameError(f"--vector {text!r}: there is no file {file}")
         if name in files:
             raise UnknownNameError(f"--vector names {name!r} twice; give every vector its own name")
@@ -246,7 +247,7 @@ def score_file(text: str) -> Path:
     column, separator, file = text.partition("@")
     if not (column and separator and file):
         raise UnknownNameError(f"{text!r}: expected COLUMN@FILE, such as aie@RUN/heads.csv")
-    if not Path(file).is_file():
+    if not isfile(file):
         raise UnknownNameError(f"{text!r}: there is no file {file}")
     return Path(file)
 

@@ -16,6 +16,7 @@ import os
 import shutil
 from collections.abc import Callable
 from importlib.resources import as_file, files
+from os.path import isfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -334,7 +335,7 @@ def read_regression(model: str | Path) -> "tuple[RegressionTransformer, dict[str
     if is_garg(model):
         found = load_garg(model)
         return found, found.card
-    if not Path(model).is_file():
+    if not isfile(model):
         raise UnknownNameError(
             f"no regression model {str(model)!r}: no shipped model has this name "
             f"({', '.join(list_shipped())}) and there is no such file"

@@ -1,5 +1,6 @@
 """Where a model comes from: names, folders and Hugging Face models in memory, as plain weights."""
 
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def read_huggingface(
     except TvlensError:
         raise
     except Exception as error:
-        is_there = (Path(source) / "config.json").is_file()
+        is_there = isfile(Path(source) / "config.json")
         if isinstance(error, OSError | ValueError) and not is_there:
             raise UnknownNameError(
                 f"model {label!r} cannot be loaded: tvlens knows none of this name (but "

@@ -16,6 +16,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from os.path import exists
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -102,7 +103,7 @@ class Run:
         asked = {"command": command, "config": config, "data": data or {}, "seeds": seeds or []}
         identity = json.loads(encode_json(f"the configuration of {command!r}", asked))
         folder = Path(folder)
-        made = not folder.exists()
+        made = not exists(folder)
         lock = _lock(folder)
         try:
             for leftover in list(folder.rglob(f"{OWN}tmp-*")):

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from os.path import isdir, isfile
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,11 @@ _MASKS = (".attn.bias", ".attn.masked_bias")
 def is_garg(path: str | Path) -> bool:
     """Whether this is a folder of that layout, or a checkpoint in one."""
     path = Path(path)
-    folder = path if path.is_dir() else path.parent
-    if not (folder / "config.yaml").is_file():
+    folder = path if isdir(path) else path.parent
+    # Of names that no file can have, os.path says no; pathlib raises.
+    if not isfile(folder / "config.yaml"):
         return False
-    return path.suffix == ".pt" if path.is_file() else bool(_checkpoints(folder))
+    return path.suffix == ".pt" if isfile(path) else bool(_checkpoints(folder))
 
 
 def load_garg(path: str | Path) -> RegressionTransformer:
@@ -65,8 +67,8 @@ def load_garg(path: str | Path) -> RegressionTransformer:
         ModelError: it is another architecture.
     """
     path = Path(path)
-    folder = path.parent if path.is_file() else path
-    found = [path] if path.is_file() else _checkpoints(folder)
+    folder = path.parent if isfile(path) else path
+    found = [path] if isfile(path) else _checkpoints(folder)
     if not found:
         raise RunError(
             f"{folder} holds no model: expected config.yaml and a state.pt or model_STEP.pt that "
@@ -86,6 +88,8 @@ def load_garg(path: str | Path) -> RegressionTransformer:
 
 def _checkpoints(folder: Path) -> list[Path]:
     """What weights can be read from, the best first."""
+    if not isdir(folder):
+        return []
     steps = {
         int(match[1]): file
         for file in folder.glob("model_*.pt")

@@ -12,6 +12,7 @@ import difflib
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from os.path import isdir
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -100,7 +101,7 @@ def read_folder(
 ) -> tuple[dict[str, Task], list[TaskError]]:
     """The tasks of `load_folder`, and what is wrong with each file that was left out."""
     path = Path(path)
-    if not path.is_dir():
+    if not isdir(path):
         raise TaskError(f"task folder {path}: no such folder; pass one that holds task files")
     files = task_files(path)
     if not files:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, fields
 from itertools import takewhile
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def read_template(given: str | Path) -> Template:
     if str(given) in TEMPLATES:
         return TEMPLATES[str(given)]
     path = Path(given)
-    if not path.is_file():
+    if not isfile(path):
         raise UnknownNameError(
             f"unknown template {shown(str(given))}; expected one of {', '.join(TEMPLATES)}, chat, "
             "or a JSON file"

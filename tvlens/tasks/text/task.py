@@ -89,7 +89,7 @@ class Task:
     def with_template(self, template: Template) -> "Task":
         """The same task, asked in another layout wherever its prompts are made.
 
-        An instruction of the task that the template does not hold opens the prompts still.
+        An instruction of the task opens the prompts still, unless the template has one itself.
         """
         own = self.template.instruction
         if own and own not in template.opening and not template.instruction:
