@@ -3,10 +3,14 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import tvlens
+from tvlens.cli import options
+from tvlens.errors import LONGEST, TvlensError
+from tvlens.runs.run import Run
 
 HEAVY = ("torch", "transformers", "transformer_lens", "pandas", "matplotlib", "scipy")
 LOADED = f"import sys; print('loaded:', *(name for name in {HEAVY} if name in sys.modules))"
@@ -33,6 +37,32 @@ def run(code: str, **env: str) -> list[str]:
 )
 def test_what_needs_no_model_loads_nothing_heavy(code):
     assert run(code) == ["loaded:"]
+
+
+NAME = "x" * 5000
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda: tvlens.load(NAME),
+        lambda: tvlens.load(f"{NAME}.safetensors"),
+        lambda: tvlens.tasks.load(NAME),
+        lambda: tvlens.tasks.load_file(NAME),
+        lambda: tvlens.tasks.load_folder(NAME),
+        lambda: tvlens.tasks.read_template(NAME),
+        lambda: tvlens.vectors.load_vector(NAME),
+        lambda: tvlens.models.regression.load_garg(NAME),
+        lambda: Run.open(NAME, "study", {}),
+        lambda: options.named_files([f"a={NAME}"]),
+        lambda: options.score_file(f"aie@{NAME}"),
+        lambda: options.read_tasks("a", Path(NAME), "error"),
+    ],
+)
+def test_names_that_no_file_can_have_are_refused_in_few_words(read):
+    with pytest.raises(TvlensError) as caught:
+        read()
+    assert len(str(caught.value)) <= LONGEST
 
 
 @pytest.mark.parametrize(
