@@ -784,6 +784,7 @@ def test_ctrl_c_that_python_swallowed_comes_again(monkeypatch, capsys):
     def work() -> None:
         Stopping()
         time.sleep(20)
+        raise AssertionError("it went on")
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr(cli, "app", work)

@@ -72,10 +72,18 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise Stopped
 
 
+def _interrupt_main() -> None:
+    if sys.platform == "win32":
+        signal.raise_signal(signal.SIGINT)
+    else:
+        # To that thread, so that it wakes from whatever it waits for.
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
 def _stop_again(missed: Any) -> None:
     """Ctrl-C that came while Python let go of an object, where it swallows what is raised."""
     if isinstance(missed.exc_value, Stopped):
-        threading.Timer(0.01, signal.raise_signal, (signal.SIGINT,)).start()
+        threading.Timer(0.01, _interrupt_main).start()
     else:
         sys.__unraisablehook__(missed)
 
