@@ -261,8 +261,8 @@ def short() -> TrainSettings:
     return preset("tiny", steps=2, evaluate_every=1, batch_size=2, n_validation=4)
 
 
-def make_checkpoint(folder: Path) -> None:
-    """The checkpoint of a training that was stopped behind its first step."""
+def stop_in_the_second_step(work: Callable[[Callable[[int], None]], object]) -> None:
+    """Begin a training, which is given its progress, and leave its first checkpoint."""
     done: list[int] = []
 
     def progress(_: int) -> None:
@@ -271,8 +271,12 @@ def make_checkpoint(folder: Path) -> None:
             raise InterruptedError
 
     with contextlib.suppress(InterruptedError):
-        path = folder / "checkpoint.safetensors"
-        train("linear", short(), checkpoint=path, progress=progress)
+        work(progress)
+
+
+def make_checkpoint(folder: Path) -> None:
+    path = folder / "checkpoint.safetensors"
+    stop_in_the_second_step(lambda p: train("linear", short(), checkpoint=path, progress=p))
 
 
 def read_checkpoint(folder: Path) -> None:
@@ -308,16 +312,7 @@ def fit(folder: Path, progress: Callable[[int], None] = lambda _: None) -> None:
 
 
 def make_fit_checkpoint(folder: Path) -> None:
-    """The checkpoint of a fit that was stopped behind its first step."""
-    done: list[int] = []
-
-    def progress(_: int) -> None:
-        done.append(1)
-        if len(done) == 2:
-            raise InterruptedError
-
-    with contextlib.suppress(InterruptedError):
-        fit(folder, progress)
+    stop_in_the_second_step(lambda progress: fit(folder, progress))
 
 
 def make_cache(folder: Path) -> None:

@@ -79,3 +79,12 @@ def predictions(
         edit = AddToResidual(vectors[None, None], active)
         found.append(engine.run_batch(lens.encode(row(prompts, i)), edit)[0, 0, 0])
     return torch.stack(found)
+
+
+def points(n=4, n_points=5, n_dims=3, seed=0):
+    """Random points, whose ys have nothing to do with them."""
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(n, n_points, n_dims, generator=generator),
+        torch.randn(n, n_points, generator=generator),
+    )

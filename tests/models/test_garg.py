@@ -10,6 +10,7 @@ import yaml
 
 import tvlens
 from helpers import zoo
+from helpers.tiny_regression import points
 from tvlens.errors import ModelError, RunError, ShapeError
 from tvlens.models.regression import load_garg, save_regression
 from tvlens.models.regression.transformer import RegressionSizes, RegressionTransformer
@@ -23,14 +24,6 @@ TRAINING = {
     "data": "gaussian",
     "curriculum": {"points": {"start": 3, "end": 4}},
 }
-
-
-def points(n=4, n_points=5, n_dims=3, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return (
-        torch.randn(n, n_points, n_dims, generator=generator),
-        torch.randn(n, n_points, generator=generator),
-    )
 
 
 def model(seed=0, sizes=SIZES):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from helpers import zoo
+from helpers.tiny_regression import points
 from tvlens.errors import ModelError, RunError, ShapeError
 from tvlens.models.regression.transformer import (
     RegressionSizes,
@@ -15,14 +16,6 @@ from tvlens.models.regression.transformer import (
 from tvlens.runs.storage import save_tensors
 
 SIZES = RegressionSizes(n_dims=3, n_points=5, n_layer=2, n_head=2, d_model=16)
-
-
-def points(n=4, n_points=5, n_dims=3, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return (
-        torch.randn(n, n_points, n_dims, generator=generator),
-        torch.randn(n, n_points, generator=generator),
-    )
 
 
 def model(seed=0, sizes=SIZES):

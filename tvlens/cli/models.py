@@ -14,7 +14,7 @@ from tvlens.cli.options import (
     complete_shipped,
 )
 from tvlens.console import complain, progress_bar, say, show
-from tvlens.errors import RunError, TaskError, UnknownNameError
+from tvlens.errors import TaskError, UnknownNameError
 from tvlens.tasks.text.files import read_folder
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -184,11 +184,6 @@ def train_regression(
             return found | {"weights": trained.model.state_dict()}
 
         found = run.step("training", compute)
-        if "weights" not in found:
-            raise RunError(
-                f"run folder '{run.folder}' was made by an earlier version of tvlens, which kept "
-                "no weights in the step; choose another --out, or delete it to start again"
-            )
         checkpoint.unlink(missing_ok=True)
         path = run.folder / "model.safetensors"
         model = filled(settings.sizes, found["weights"], path)

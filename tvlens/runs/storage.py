@@ -7,7 +7,7 @@ import os
 import shutil
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -124,6 +124,32 @@ def load_tensors(
             raise ValueError("it does not hold what was saved")
         metadata = {key: json.loads(text) for key, text in texts.items()}
     return tensors, metadata
+
+
+def load_checkpoint(
+    path: Path | str,
+    identity: str,
+    restore: "Callable[[Mapping[str, Tensor], Mapping[str, Any]], None]",
+) -> None:
+    """Go on from a checkpoint that `save_tensors` wrote.
+
+    Args:
+        path: the file.
+        identity: what tells the training from others, kept under "identity".
+        restore: called with the tensors and the metadata.
+
+    Raises:
+        RunError: the file is damaged, or of another training.
+    """
+    with reading(path, "a checkpoint of this training; delete it to begin anew"):
+        tensors, metadata = load_tensors(path, signed=True)
+        if metadata["identity"] == identity:
+            restore(tensors, metadata)
+            return
+    raise RunError(
+        f"checkpoint {path} was made with other settings, seed, task, model, means or start, so it "
+        "is of another training; choose another or delete it"
+    )
 
 
 def load_weights(path: Path | str) -> Any:

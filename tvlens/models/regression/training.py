@@ -14,10 +14,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from tvlens.errors import NumericalError, RunError, ShapeError, UnknownNameError
+from tvlens.errors import NumericalError, ShapeError, UnknownNameError
 from tvlens.models.gradients import with_gradients
 from tvlens.models.regression.transformer import RegressionSizes, RegressionTransformer
-from tvlens.runs.storage import load_tensors, reading, save_tensors
+from tvlens.runs.storage import load_checkpoint, save_tensors
 from tvlens.tasks.regression.functions import FunctionClass, function_class
 from tvlens.tasks.regression.inputs import Shift, draw_points
 from tvlens.tasks.regression.oracles import least_squares
@@ -188,7 +188,7 @@ def train(
     described["start"] = None if start is None else _fingerprint(start)
     identity = json.dumps(described, sort_keys=True)
     if checkpoint is not None and Path(checkpoint).exists():
-        trainer.restore(Path(checkpoint), identity)
+        load_checkpoint(checkpoint, identity, trainer.restore)
         if progress is not None:
             progress(trainer.step)
     if not trainer.rows:
@@ -361,18 +361,7 @@ class _Trainer:
         metadata |= {"rows": self.rows, "scaler": self.scaler.state_dict()}
         save_tensors(path, tensors, metadata)
 
-    def restore(self, path: Path, identity: str) -> None:
-        with reading(path, "a checkpoint of this training; delete it to begin anew"):
-            tensors, metadata = load_tensors(path, signed=True)
-            if metadata["identity"] == identity:
-                self._restore(tensors, metadata)
-                return
-        raise RunError(
-            f"checkpoint {path} is of another training, or of another version of tvlens; choose "
-            "another file or delete it"
-        )
-
-    def _restore(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    def restore(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
         model: dict[str, Tensor] = {}
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tvlens.errors import NumericalError, RunError, TaskError
+from tvlens.errors import NumericalError, TaskError
 from tvlens.lens.heads import HeadMeans
 from tvlens.lens.lens import Lens
 from tvlens.models.gradients import with_gradients
-from tvlens.runs.storage import load_tensors, reading, save_tensors
+from tvlens.runs.storage import load_checkpoint, save_tensors
 from tvlens.tasks.base import HasTemplate, PromptSource
 from tvlens.vectors.ltv.attribution import STEPS, add_vectors, attribute_samples
 from tvlens.vectors.ltv.ltv import LearnableTaskVector
@@ -104,7 +104,7 @@ def fit_ltv(
         sort_keys=True,
     )
     if checkpoint is not None and Path(checkpoint).exists():
-        trainer.restore(Path(checkpoint), identity)
+        load_checkpoint(checkpoint, identity, trainer.restore)
     with lens.frozen():
         if not trainer.rows:
             trainer.validate(validation, float("nan"))
@@ -257,18 +257,7 @@ class _Trainer:
             },
         )
 
-    def restore(self, path: Path, identity: str) -> None:
-        with reading(path, "a checkpoint of this training; delete it to begin anew"):
-            tensors, names = load_tensors(path, signed=True)
-            if names["identity"] == identity:
-                self._restore(tensors, names)
-                return
-        raise RunError(
-            f"checkpoint {path} was made with other settings, seed, task, model, means or start; "
-            "choose another or delete it"
-        )
-
-    def _restore(self, tensors: Mapping[str, Tensor], names: Mapping[str, Any]) -> None:
+    def restore(self, tensors: Mapping[str, Tensor], names: Mapping[str, Any]) -> None:
         device = self.ltv.omega.device
         self.ltv.omega.data.copy_(tensors["omega"])
         self.ltv.mask.copy_(tensors["mask"])
