@@ -1,10 +1,13 @@
 """Scores to a table and back, matched by layer and head, and as a file."""
 
+import math
+import re
+
 import pandas as pd
 import pytest
 import torch
 
-from tvlens.errors import NumericalError, ShapeError, UnknownNameError
+from tvlens.errors import NumericalError, ShapeError, TvlensError, UnknownNameError
 from tvlens.scores.agreement import compare_head_sets
 from tvlens.scores.mediation import IndirectEffects
 from tvlens.scores.score import Scores, join_scores
@@ -68,3 +71,25 @@ def test_a_single_head_that_is_no_number_is_no_layer_without_heads():
     for call in (spoilt.to_frame, spoilt.interval, lambda: spoilt.top(1)):
         with pytest.raises(NumericalError):
             call()
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "words"),
+    [
+        ("layer", "2{", "layer '2{' in row 3"),
+        ("layer", math.nan, "layer 'nan' in row 3"),
+        ("head", math.inf, "head 'inf' in row 3"),
+        ("head", 999_999_999, "head '999999999' in row 3"),
+        ("head", 10**400, "head '1000"),
+        ("head", 0.5, "head '0.5' in row 3"),
+        ("layer", -1, "layer '-1' in row 3"),
+        ("task", None, "rows without a task"),
+    ],
+)
+def test_rows_that_are_of_no_head_are_refused_by_name(column, value, words):
+    rows = [{"task": "t", "layer": n, "head": h, "aie": 0.1} for n in range(2) for h in range(2)]
+    table = pd.DataFrame(rows).astype(object)
+    table["aie"] = table["aie"].astype(float)
+    table.loc[2, column] = value
+    with pytest.raises(TvlensError, match=re.escape(words)):
+        Scores.from_frame(table, "aie")

@@ -204,7 +204,7 @@ def layers_in(table: pd.DataFrame) -> list[int]:
         if key not in table:
             raise UnknownNameError(f"the table of heads has no column {key}")
         numbers = np.array([_number(value) for value in table[key]])
-        wrong = ~((numbers >= 0) & (numbers < len(table)) & (numbers % 1 == 0))
+        wrong = ~((numbers >= 0) & (numbers < len(table)) & (np.floor(numbers) == numbers))
         if wrong.any():
             first = int(wrong.argmax())
             raise ShapeError(
