@@ -1,6 +1,7 @@
 """A short run of the reliability suite, and that it sees what it looks for."""
 
 import json
+import mmap
 import os
 import signal
 import subprocess
@@ -56,9 +57,12 @@ def sleep(folder: Path) -> None:
 
 
 def grow(folder: Path) -> None:
-    time.sleep(0.5)
-    kept = [b"x" * (1 << 24) for _ in range(40)]
-    time.sleep(len(kept))
+    # Fresh pages, step by step: an allocator may hold as much already, and give it out again.
+    with mmap.mmap(-1, 1 << 29, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as kept:
+        for start in range(0, len(kept), 1 << 24):
+            time.sleep(0.1)
+            kept[start : start + (1 << 24)] = b"x" * (1 << 24)
+        time.sleep(60)
 
 
 def leave(folder: Path) -> None:
