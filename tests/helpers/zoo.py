@@ -366,6 +366,20 @@ class Watched(Engine):
         super().__init__(inner.backend)
         self.inner, self.tokens, self.rows, self.grads = inner, [], [], []
 
+    @property
+    def sites(self):
+        return self.inner.sites
+
+    @property
+    def anywhere(self):
+        return self.inner.anywhere
+
+    def runs(self, edit):
+        return self.inner.runs(edit)
+
+    def record(self, batch, sites):
+        return self.inner.record(batch, sites)
+
     def read(self, batch):
         self.tokens.append(batch.inputs.numel())
         return self.inner.read(batch)

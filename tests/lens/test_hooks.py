@@ -313,8 +313,8 @@ def test_replay_refuses_edits_at_further_columns(backend):
     reading = engine.read(zoo.batch())
     edit = add_at(backend, 1, torch.ones(backend.d_model)).and_at((1,))
     words = (
-        r"replay runs the query position alone, but this AddToResidual also acts at columns "
-        r"\(1,\); use Lens.engine_for\(edit\)"
+        r"replay runs z and resid_post of the query position alone, but this AddToResidual acts "
+        r"elsewhere too; use Lens.engine_for\(edit\)"
     )
     with pytest.raises(ShapeError, match=words):
         engine.run(reading, edit)
@@ -322,13 +322,18 @@ def test_replay_refuses_edits_at_further_columns(backend):
         engine.generate(reading, edit, 1)
 
 
-@pytest.mark.parametrize("column", [7, -1])
-def test_columns_outside_of_the_batch_are_refused(column):
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [
+        (7, "acts at column 7, but the model was run on 7 columns; expected columns from 0 to 6"),
+        (-1, "acts at column -1; expected columns counted from 0, padding included"),
+    ],
+)
+def test_columns_outside_of_the_batch_are_refused(column, words):
     backend = zoo.backend("llama", "bridge")
     edit = one_head(backend, 1, 2, 7.0).and_at((2, column))
-    words = (
-        f"ReplaceHeads also acts at column {column}, but the model was run on 7 columns; expected "
-        "columns from 0 to 6"
-    )
-    with pytest.raises(ShapeError, match=words):
+    with pytest.raises(ShapeError, match=f"ReplaceHeads {words}"):
         WholePassEngine(backend).run_batch(zoo.batch(), edit)
+    engine = ReplayEngine(backend).anywhere
+    with pytest.raises(ShapeError, match=f"ReplaceHeads {words}"):
+        engine.run(engine.read(zoo.batch()), edit)

@@ -188,7 +188,7 @@ def test_edits_of_heads_that_are_not_there_are_refused(found):
     mask = torch.zeros(1, 3, 4, dtype=torch.bool)
     mask[0, 0, 0] = True
     edit = ReplaceHeads(mask, torch.ones(1, 1, 3, 4, lens.backend.d_head))
-    with pytest.raises(ShapeError, match="heads of layer 0, but 'lfm2' has heads in layers 1 only"):
+    with pytest.raises(ShapeError, match="layer 0 of 'lfm2' has no 'z'; it is in layers 1 only"):
         lens.outputs(zoo.batch(), edit, lambda x, _: x)
 
 

@@ -9,6 +9,7 @@ from tvlens.lens.edits import NoEdit, ReplaceHeads
 from tvlens.lens.hooks import WholePassEngine
 from tvlens.lens.lens import Lens
 from tvlens.lens.readout import FirstToken
+from tvlens.lens.suffix import SuffixEngine
 from tvlens.models.encode import encode_text
 from tvlens.tasks import Pair, Prompt, Prompts, Template
 
@@ -112,8 +113,10 @@ def test_edits_at_the_query_alone_run_on_the_lens_own_engine(lens):
     watched = replace(lens, engine=zoo.Watched(lens.engine))
     assert watched.engine_for() is watched.engine_for(edit, NoEdit(3)) is watched.engine
     for edits in ((edit.and_at((1,)),), (edit, NoEdit(3, also=(1,)))):
-        assert isinstance(watched.engine_for(*edits), WholePassEngine)
-        assert watched.engine_for(*edits).backend is lens.backend
+        assert watched.engine_for(*edits) is lens.engine.anywhere
+        assert isinstance(watched.engine_for(*edits), SuffixEngine)
+    whole = replace(lens, engine=WholePassEngine(lens.backend))
+    assert whole.engine_for(edit, edit.and_at((1,))) is whole.engine
 
 
 def test_outputs_of_edits_at_further_columns_are_those_of_whole_passes(lens):

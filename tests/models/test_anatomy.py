@@ -1,12 +1,14 @@
 """What both backends say of rotary positions, residual streams and parts that replay lacks."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tvlens.models.anatomy import (
+    Block,
     UnknownArchitectureError,
-    finish,
-    finish_without_mlp,
+    behind_norm,
     refuse_unknown,
     side_by_side,
     turn,
@@ -36,11 +38,16 @@ def test_an_mlp_reads_what_the_attention_leaves_or_what_it_reads():
     def mlp(x):
         return x * x
 
-    behind = finish(norm, mlp, parallel=False)(residual, attn_out)
-    assert behind.tolist() == [11 + 11.5**2, 22 + 22.5**2]
-    beside = finish(norm, mlp, parallel=True)(residual, attn_out)
-    assert beside.tolist() == [11 + 1.5**2, 22 + 2.5**2]
-    assert finish_without_mlp(residual, attn_out).tolist() == [11, 22]
+    block = Block(
+        norm=norm, w_qkv=torch.ones(2, 3), b_qkv=None, w_o=torch.ones(1, 2), b_o=None, scale=1.0
+    )
+    assert block.finish(residual, attn_out).tolist() == [11, 22]
+    behind = replace(block, mlp=behind_norm(norm, mlp))
+    assert behind.finish(residual, attn_out).tolist() == [11 + 11.5**2, 22 + 22.5**2]
+    beside = replace(behind, parallel=True)
+    assert beside.finish(residual, attn_out).tolist() == [11 + 1.5**2, 22 + 2.5**2]
+    halved = replace(block, mlp=behind_norm(norm, mlp, lambda x: x / 2))
+    assert halved.finish(residual, attn_out).tolist() == [11 + 11.5**2 / 2, 22 + 22.5**2 / 2]
 
 
 def test_projections_stand_side_by_side_head_after_head():

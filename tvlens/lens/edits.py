@@ -1,10 +1,11 @@
 """What an intervention changes, and where, as plain values.
 
-An `Edit` holds a number of *variants*, each a different change of the same prompts. It acts at the
-query position, and at further columns where it names some. It says nothing of how the change is
-carried out: `tvlens.lens.hooks` applies it with hooks during whole forward passes and
-`tvlens.lens.replay` applies it to replayed last positions, which are all that edits of the query
-alone need. Both read the same value, so both can be compared on it.
+An `Edit` holds a number of *variants*, each a different change of the same prompts. It says at
+which sites it acts (`tvlens.lens.sites`) and at which columns, and nothing of how the change is
+carried out: `tvlens.lens.hooks` applies it with hooks during whole forward passes,
+`tvlens.lens.suffix` to replayed ends of prompts, and `tvlens.lens.replay` to replayed last
+positions, which are all that edits of the query alone need. All read the same value, so they can be
+compared on it.
 
 Axes: `batch` prompts, `variant` changes tried on each of them. An axis of a stored tensor may have
 size 1 where the change is the same for every prompt.
@@ -20,34 +21,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tvlens.errors import ShapeError
+from tvlens.lens.sites import Site
 
-E = TypeVar("E", bound="Edit")
+E = TypeVar("E", bound="QueryEdit")
+
+Activation = Float[Tensor, "batch variant at *rest"]
+Tokens = Float[Tensor, "batch variant token *rest"]
+Index = Int[Tensor, "batch variant at"]
 
 
-@dataclass(frozen=True, kw_only=True)
 class Edit(ABC):
-    """A batch of changes to make, `n_variant` of them for every prompt.
-
-    Attributes:
-        also: further columns of the model's input, the same in every row, at which the edit acts as
-            at the query.
-    """
-
-    also: tuple[int, ...] = ()
-
-    @property
-    def at_query_only(self) -> bool:
-        """Whether the edit acts at the query position and nowhere else."""
-        return not self.also
-
-    def sites(self, query: Int[Tensor, " batch"]) -> Int[Tensor, "batch site"]:
-        """Every column at which the edit acts on each prompt: its query, and those of `also`."""
-        also = torch.tensor(self.also, dtype=query.dtype, device=query.device)
-        return torch.cat([query[:, None], also.expand(len(query), -1)], dim=1)
-
-    def and_at(self: E, columns: Sequence[int]) -> E:
-        """The same edit, acting at these columns too."""
-        return replace(self, also=(*self.also, *columns))
+    """A batch of changes to make, `n_variant` of them for every prompt."""
 
     @property
     @abstractmethod
@@ -61,30 +45,39 @@ class Edit(ABC):
 
     @property
     @abstractmethod
+    def acting(self) -> Bool[Tensor, "variant layer"]:
+        """Layers that each variant changes."""
+
+    @property
     def first_layer(self) -> Int[Tensor, " variant"]:
         """First layer that each variant changes; `n_layer` for a variant that changes nothing."""
+        acting = self.acting
+        first = acting.int().argmax(dim=1)
+        return torch.where(acting.any(dim=1), first, acting.shape[1])
 
     @property
-    def head_layers(self) -> frozenset[int]:
-        """Layers at which `edit_heads` has something to do."""
+    def sites(self) -> frozenset[Site]:
+        """Sites at which `change` has something to do, whole ones."""
         return frozenset()
 
     @property
-    def residual_layers(self) -> frozenset[int]:
-        """Layers at which `edit_residual` has something to do."""
-        return frozenset()
+    @abstractmethod
+    def at_query_only(self) -> bool:
+        """Whether the edit acts at the query position and nowhere else."""
 
-    def edit_heads(
-        self, layer: int, z: Float[Tensor, "batch variant head d_head"]
-    ) -> Float[Tensor, "batch variant head d_head"]:
-        """`hook_z` of `layer` after the change; `z` may hold only the first variants."""
-        return z
+    @abstractmethod
+    def columns(self, query: Int[Tensor, " batch"]) -> Int[Tensor, "#batch #variant at"]:
+        """Columns of the model's input at which each variant acts on each prompt; -1 for none."""
 
-    def edit_residual(
-        self, layer: int, residual: Float[Tensor, "batch variant d_model"]
-    ) -> Float[Tensor, "batch variant d_model"]:
-        """Output of block `layer` after the change; it may hold only the first variants."""
-        return residual
+    def change(self, site: Site, activation: Activation) -> Activation:
+        """What stands at a site after the change, at all columns; the first variants may be given.
+
+        Args:
+            site: where.
+            activation: what stands there, `[batch variant at …]`; what follows are the site's own
+                axes: `d_model`, `head d_head`, or `head key` for a pattern.
+        """
+        return activation
 
     @abstractmethod
     def of_variants(self, index: Int[Tensor, " chosen"]) -> "Edit":
@@ -95,13 +88,38 @@ class Edit(ABC):
         """The same edit for prompts `start` to `stop - 1` only."""
 
 
-def _first_true(mask: Bool[Tensor, "variant layer"]) -> Int[Tensor, " variant"]:
-    first = mask.int().argmax(dim=1)
-    return torch.where(mask.any(dim=1), first, mask.shape[1])
+@dataclass(frozen=True, kw_only=True)
+class QueryEdit(Edit):
+    """A change made at the query position, and alike at further columns.
+
+    Attributes:
+        also: further columns of the model's input, the same in every row, at which the edit acts as
+            at the query.
+    """
+
+    also: tuple[int, ...] = ()
+
+    @property
+    def at_query_only(self) -> bool:
+        return not self.also
+
+    def columns(self, query: Int[Tensor, " batch"]) -> Int[Tensor, "#batch #variant at"]:
+        below = [column for column in self.also if column < 0]
+        if below:
+            raise ShapeError(
+                f"{type(self).__name__} acts at column {below[0]}; expected columns counted from 0, "
+                "padding included"
+            )
+        also = torch.tensor(self.also, dtype=query.dtype, device=query.device)
+        return torch.cat([query[:, None], also.expand(len(query), -1)], dim=1)[:, None]
+
+    def and_at(self: E, columns: Sequence[int]) -> E:
+        """The same edit, acting at these columns too."""
+        return replace(self, also=(*self.also, *columns))
 
 
 @dataclass(frozen=True)
-class NoEdit(Edit):
+class NoEdit(QueryEdit):
     """The prompts as they are: one variant that changes nothing."""
 
     layers: int
@@ -115,8 +133,8 @@ class NoEdit(Edit):
         return self.layers
 
     @property
-    def first_layer(self) -> Int[Tensor, " variant"]:
-        return torch.tensor([self.layers])
+    def acting(self) -> Bool[Tensor, "variant layer"]:
+        return torch.zeros(1, self.layers, dtype=torch.bool)
 
     def of_variants(self, index: Int[Tensor, " chosen"]) -> "NoEdit":
         return self
@@ -126,7 +144,7 @@ class NoEdit(Edit):
 
 
 @dataclass(frozen=True)
-class ReplaceHeads(Edit):
+class ReplaceHeads(QueryEdit):
     """`hook_z` of the chosen heads is replaced by given values.
 
     Attributes:
@@ -178,19 +196,20 @@ class ReplaceHeads(Edit):
         return self.mask.shape[1]
 
     @property
-    def first_layer(self) -> Int[Tensor, " variant"]:
-        return _first_true(self.mask.any(dim=2))
+    def acting(self) -> Bool[Tensor, "variant layer"]:
+        return self.mask.any(dim=2)
 
     @property
-    def head_layers(self) -> frozenset[int]:
-        return frozenset(self.mask.any(dim=2).any(dim=0).nonzero().flatten().tolist())
+    def sites(self) -> frozenset[Site]:
+        layers = self.mask.any(dim=2).any(dim=0).nonzero().flatten().tolist()
+        return frozenset(Site("z", layer) for layer in layers)
 
-    def edit_heads(
-        self, layer: int, z: Float[Tensor, "batch variant head d_head"]
-    ) -> Float[Tensor, "batch variant head d_head"]:
-        n = z.shape[1]
-        mask = self.mask[None, :n, layer, :, None]
-        return torch.where(mask, self.values[:, :n, layer].to(z.dtype), z)
+    def change(self, site: Site, activation: Activation) -> Activation:
+        n = activation.shape[1]
+        mask = self.mask[None, :n, None, site.layer, :, None]
+        return torch.where(
+            mask, self.values[:, :n, None, site.layer].to(activation.dtype), activation
+        )
 
     def of_variants(self, index: Int[Tensor, " chosen"]) -> "ReplaceHeads":
         values = self.values if self.values.shape[1] == 1 else self.values[:, index]
@@ -202,7 +221,7 @@ class ReplaceHeads(Edit):
         return replace(self, values=self.values[start:stop])
 
 
-class _Addition(Edit):
+class _Addition(QueryEdit):
     """Something is added to the output of the blocks that `active` names for each variant."""
 
     active: Bool[Tensor, "variant layer"]
@@ -216,12 +235,13 @@ class _Addition(Edit):
         return self.active.shape[1]
 
     @property
-    def first_layer(self) -> Int[Tensor, " variant"]:
-        return _first_true(self.active)
+    def acting(self) -> Bool[Tensor, "variant layer"]:
+        return self.active
 
     @property
-    def residual_layers(self) -> frozenset[int]:
-        return frozenset(self.active.any(dim=0).nonzero().flatten().tolist())
+    def sites(self) -> frozenset[Site]:
+        layers = self.active.any(dim=0).nonzero().flatten().tolist()
+        return frozenset(Site("resid_post", layer) for layer in layers)
 
 
 @dataclass(frozen=True)
@@ -243,13 +263,12 @@ class AddToResidual(_Addition):
                 f"layer), active for {tuple(self.active.shape)}; both must be of the same size"
             )
 
-    def edit_residual(
-        self, layer: int, residual: Float[Tensor, "batch variant d_model"]
-    ) -> Float[Tensor, "batch variant d_model"]:
-        n = residual.shape[1]
-        active = self.active[None, :n, layer, None]
+    def change(self, site: Site, activation: Activation) -> Activation:
+        n = activation.shape[1]
+        active = self.active[None, :n, site.layer, None]
         # Not a product: vectors that are not active may hold anything, NaN included.
-        return residual + self.vectors[:, :n, layer].where(active, 0.0).to(residual.dtype)
+        added = self.vectors[:, :n, site.layer].where(active, 0.0)
+        return activation + added.to(activation.dtype)[:, :, None]
 
     def of_variants(self, index: Int[Tensor, " chosen"]) -> "AddToResidual":
         return replace(self, vectors=self.vectors[:, index], active=self.active[index])
@@ -283,13 +302,11 @@ class AddHeads(_Addition):
                 "to_layer, layer, head); all must come from the same model"
             )
 
-    def edit_residual(
-        self, layer: int, residual: Float[Tensor, "batch variant d_model"]
-    ) -> Float[Tensor, "batch variant d_model"]:
-        n = residual.shape[1]
-        active = self.active[:n, layer, None]
-        added = torch.einsum("vlh,blhd->bvd", self.mix[:n, layer], self.outputs)
-        return residual + added.where(active, 0.0).to(residual.dtype)
+    def change(self, site: Site, activation: Activation) -> Activation:
+        n = activation.shape[1]
+        active = self.active[:n, site.layer, None]
+        added = torch.einsum("vlh,blhd->bvd", self.mix[:n, site.layer], self.outputs)
+        return activation + added.where(active, 0.0).to(activation.dtype)[:, :, None]
 
     def of_variants(self, index: Int[Tensor, " chosen"]) -> "AddHeads":
         return replace(self, mix=self.mix[index], active=self.active[index])
@@ -298,3 +315,31 @@ class AddHeads(_Addition):
         if self.outputs.shape[0] == 1:
             return self
         return replace(self, outputs=self.outputs[start:stop])
+
+
+def act_on(edit: Edit, site: Site, tokens: Tokens, index: Index) -> Tokens:
+    """What an edit makes of rows of tokens at a site.
+
+    Args:
+        edit: what is changed; the first of its variants may be given.
+        site: where.
+        tokens: what stands there.
+        index: which token each column of the edit is, below 0 for none of these.
+    """
+    rows, variants = _rows_and_variants(index)
+    return put(tokens, index, edit.change(site, tokens[rows, variants, index.clamp(min=0)]))
+
+
+def put(tokens: Tokens, index: Index, values: Activation) -> Tokens:
+    """The tokens with values put in at `index`, where that is not below 0."""
+    rows, variants = _rows_and_variants(index)
+    there = index >= 0
+    if there.all():
+        return tokens.index_put((rows, variants, index), values.to(tokens.dtype))
+    each = [x.expand(index.shape)[there] for x in (rows, variants, index)]
+    return tokens.index_put((each[0], each[1], each[2]), values[there].to(tokens.dtype))
+
+
+def _rows_and_variants(index: Index) -> tuple[Tensor, Tensor]:
+    rows = torch.arange(index.shape[0], device=index.device)[:, None, None]
+    return rows, torch.arange(index.shape[1], device=index.device)[None, :, None]

@@ -1,13 +1,15 @@
 """How edited prompts are run: the interface that replay and whole forward passes share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Generic, TypeVar
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tvlens.errors import ShapeError
 from tvlens.lens.edits import Edit
+from tvlens.lens.sites import Site, SiteKind, require_sites
 from tvlens.models.backend import Backend
 from tvlens.models.batch import Batch
 
@@ -49,7 +51,7 @@ class Engine(ABC, Generic[R]):
 
     Attributes:
         backend: the model.
-        name: "replay" or "whole passes", as written into manifests.
+        name: "replay", "suffix replay" or "whole passes", as written into manifests.
         scaled: whether blocks scale what attention writes before they add it; readings then hold
             the factor.
     """
@@ -60,9 +62,34 @@ class Engine(ABC, Generic[R]):
         self.backend = backend
         self.scaled = scaled
 
+    @property
+    @abstractmethod
+    def sites(self) -> Mapping[SiteKind, tuple[int, ...]]:
+        """Layers that have each site at which edits can act."""
+
+    @property
+    def anywhere(self) -> "Engine[Any]":
+        """The engine that runs edits at any site and column, and records there."""
+        return self
+
+    def runs(self, edit: Edit) -> bool:
+        """Whether the engine runs edits like this one."""
+        return True
+
     @abstractmethod
     def read(self, batch: Batch) -> R:
         """The prompts read once, without gradients."""
+
+    @abstractmethod
+    def record(
+        self, batch: Batch, sites: Collection[Site]
+    ) -> dict[Site, Float[Tensor, "batch pos *rest"]]:
+        """What stands at whole sites of the unedited prompts, at all columns, without gradients.
+
+        Raises:
+            UnknownNameError: the model lacks a site.
+            ShapeError: a layer lacks it.
+        """
 
     @abstractmethod
     def join(self, readings: Sequence[R]) -> R:
@@ -88,3 +115,51 @@ class Engine(ABC, Generic[R]):
         Raises:
             ShapeError: something follows the query position of a prompt.
         """
+
+    def require_sites(self, sites: Collection[Site]) -> None:
+        """Refuse sites that the model lacks.
+
+        Raises:
+            UnknownNameError: no layer has the site.
+            ShapeError: this layer lacks it.
+        """
+        require_sites(self.backend.name, self.sites, sites)
+
+    def require_fit(self, edit: Edit) -> None:
+        """Refuse edits that are not for this model.
+
+        Raises:
+            UnknownNameError: the model lacks a site.
+            ShapeError: the edit is for a model with another number of layers, or a layer lacks a
+                site.
+        """
+        require_layers(edit, self.backend)
+        self.require_sites(edit.sites)
+
+
+def require_layers(edit: Edit, backend: Backend) -> None:
+    """Refuse an edit of another number of layers.
+
+    Raises:
+        ShapeError: the model has more or fewer.
+    """
+    if edit.n_layer != backend.n_layer:
+        raise ShapeError(
+            f"{type(edit).__name__} is for {edit.n_layer} layers, {backend.name!r} has "
+            f"{backend.n_layer}; build it from vectors or means of this model"
+        )
+
+
+def require_columns(edit: Edit, columns: Int[Tensor, "batch variant at"], width: int) -> None:
+    """Refuse columns that the prompts do not have.
+
+    Raises:
+        ShapeError: a column is beyond the last.
+    """
+    outside = columns[(columns >= width) | (columns < -1)]
+    if len(outside):
+        raise ShapeError(
+            f"{type(edit).__name__} acts at column {int(outside[0])}, but the model was run on "
+            f"{width} columns; expected columns from 0 to {width - 1}: count them in the "
+            "batch, padding included"
+        )

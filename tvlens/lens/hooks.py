@@ -5,7 +5,7 @@ what `tvlens.lens.replay` is tested against.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -16,11 +16,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tvlens.errors import InterventionError, ShapeError
-from tvlens.lens.edits import Edit
-from tvlens.lens.engine import FIRST, Engine, Reading
+from tvlens.lens.edits import Edit, QueryEdit, act_on
+from tvlens.lens.engine import FIRST, Engine, Reading, require_columns, require_layers
+from tvlens.lens.sites import Site, SiteKind, require_sites
+from tvlens.lens.taps import is_inert, tapped_sites, taps
 from tvlens.models.backend import Backend
 from tvlens.models.batch import Batch
 from tvlens.models.interrupts import surely, uninterrupted
+
+# Bridges may show these and read others.
+_MAYBE_INERT = ("q", "k", "v", "pattern")
 
 
 @contextmanager
@@ -64,59 +69,31 @@ def intervene(backend: Backend, edit: Edit, query: Int[Tensor, " batch"]) -> Ite
 
     Args:
         backend: the model.
-        edit: what to change, at the query position and at the further columns that it names.
+        edit: what to change.
         query: query position of each prompt.
 
     Raises:
+        UnknownNameError: the model lacks a site.
         ShapeError: `edit` is for a model with another number of layers, or the rows or columns do
             not fit.
         InterventionError: a hook never fired.
     """
-    if edit.n_layer != backend.n_layer:
-        raise ShapeError(
-            f"{type(edit).__name__} is for {edit.n_layer} layers, {backend.name!r} has "
-            f"{backend.n_layer}; build it from vectors or means of this model"
-        )
-    n_batch, n_variant = query.shape[0], edit.n_variant
-    all_sites = edit.sites(query).repeat_interleave(n_variant, dim=0)
+    require_layers(edit, backend)
+    require_sites(backend.name, tapped_sites(backend), edit.sites)
+    home, n_batch, n_variant = backend.device, query.shape[0], edit.n_variant
+    columns = edit.columns(query).to(home).expand(n_batch, n_variant, -1)
 
-    def change(layer: int, act: Callable[[int, Tensor], Tensor], activation: Tensor) -> Tensor:
+    def change(site: Site, activation: Tensor) -> Tensor:
         if activation.shape[0] != n_batch * n_variant:
             raise ShapeError(
                 f"the model was run on {activation.shape[0]} rows, the edit is for {n_batch} "
                 f"prompts x {n_variant} variants = {n_batch * n_variant} rows"
             )
-        outside = [column for column in edit.also if not 0 <= column < activation.shape[1]]
-        if outside:
-            raise ShapeError(
-                f"{type(edit).__name__} also acts at column {outside[0]}, but the model was run on "
-                f"{activation.shape[1]} columns; expected columns from 0 to "
-                f"{activation.shape[1] - 1}: count them in the batch, padding included"
-            )
-        rows = torch.arange(activation.shape[0], device=activation.device)
-        changed, sites = activation.clone(), all_sites.to(activation.device)
-        for where in sites.unbind(dim=1):
-            before = activation[rows, where].unflatten(0, (n_batch, n_variant))
-            after = act(layer, before.to(backend.device)).to(activation.device)
-            changed[rows, where] = after.flatten(0, 1)
-        return changed
+        require_columns(edit, columns, activation.shape[1])
+        here = activation.to(home).unflatten(0, (n_batch, n_variant))
+        return act_on(edit, site, here, columns).flatten(0, 1).to(activation.device)
 
-    def change_heads(layer: int, activation: Tensor) -> Tensor:
-        changed = change(layer, edit.edit_heads, backend.as_heads(activation))
-        return changed.reshape(activation.shape)
-
-    without = sorted(edit.head_layers - set(backend.attention_layers))
-    if without:
-        raise ShapeError(
-            f"{type(edit).__name__} changes heads of layer {without[0]}, but {backend.name!r} has "
-            f"heads in layers {', '.join(map(str, backend.attention_layers))} only; leave it out"
-        )
-    functions = {backend.z_hook(n): partial(change_heads, n) for n in edit.head_layers}
-    functions |= {
-        backend.residual_hook(n): partial(change, n, edit.edit_residual)
-        for n in edit.residual_layers
-    }
-    with counted_hooks(backend, functions) as fired:
+    with counted_hooks(backend, taps(backend, edit.sites, change)) as fired:
         yield fired
 
 
@@ -217,6 +194,46 @@ class WholePassEngine(Engine[WholePrompts]):
 
     name = "whole passes"
 
+    def __init__(self, backend: Backend, *, scaled: bool = False) -> None:
+        super().__init__(backend, scaled=scaled)
+        self._inert: dict[SiteKind, bool] = {}
+
+    @property
+    def sites(self) -> Mapping[SiteKind, tuple[int, ...]]:
+        tapped = tapped_sites(self.backend)
+        return {kind: () if self._is_inert(kind) else layers for kind, layers in tapped.items()}
+
+    def require_sites(self, sites: Collection[Site]) -> None:
+        there = tapped_sites(self.backend)
+        inert = {site.kind for site in sites if self._is_inert(site.kind)}
+        require_sites(self.backend.name, there | dict.fromkeys(inert, ()), sites)
+
+    def _is_inert(self, kind: SiteKind) -> bool:
+        if kind not in _MAYBE_INERT or not tapped_sites(self.backend)[kind]:
+            return False
+        if kind not in self._inert:
+            batch = self.backend.short_prompts()
+            with torch.no_grad(), self.backend.frozen():
+                self._inert[kind] = is_inert(
+                    self.backend, kind, lambda: self.backend.forward(batch.inputs, batch.mask)
+                )
+        return self._inert[kind]
+
+    def record(
+        self, batch: Batch, sites: Collection[Site]
+    ) -> dict[Site, Float[Tensor, "batch pos *rest"]]:
+        self.require_sites(sites)
+        batch = batch.to(self.backend.device)
+        found: dict[Site, Tensor] = {}
+
+        def keep(site: Site, activation: Tensor) -> Tensor:
+            found[site] = activation.clone().to(batch.inputs.device)
+            return activation
+
+        with torch.no_grad(), counted_hooks(self.backend, taps(self.backend, sites, keep)):
+            self.backend.forward(batch.inputs, batch.mask)
+        return found
+
     def read(self, batch: Batch) -> WholePrompts:
         batch = batch.to(self.backend.device)
         with torch.no_grad():
@@ -240,6 +257,7 @@ class WholePassEngine(Engine[WholePrompts]):
         n = edit.n_variant
         inputs = batch.inputs.repeat_interleave(n, dim=0)
         mask = batch.mask.repeat_interleave(n, dim=0)
+        self.require_sites(edit.sites)
         with intervene(self.backend, edit, batch.query):
             logits = self.backend.forward(inputs, mask)
         rows = torch.arange(len(inputs), device=logits.device)
@@ -250,7 +268,13 @@ class WholePassEngine(Engine[WholePrompts]):
     def generate(
         self, reading: WholePrompts, edit: Edit, n_tokens: int, steps: range = FIRST
     ) -> Int[Tensor, "batch variant n_tokens"]:
-        batch, n = reading.batch, edit.n_variant
+        return self.generate_batch(reading.batch, edit, n_tokens, steps)
+
+    def generate_batch(
+        self, batch: Batch, edit: Edit, n_tokens: int, steps: range = FIRST
+    ) -> Int[Tensor, "batch variant n_tokens"]:
+        """As `generate`, of prompts that were not read."""
+        n = edit.n_variant
         batch.require_query_last()
         inputs = batch.inputs.repeat_interleave(n, dim=0)
         mask = batch.mask.repeat_interleave(n, dim=0)
@@ -270,5 +294,10 @@ class WholePassEngine(Engine[WholePrompts]):
         """The edit at these columns, the same for all prompts; nothing where there are none."""
         if not columns:
             return nullcontext()
+        if not isinstance(edit, QueryEdit):
+            raise ShapeError(
+                f"{type(edit).__name__} acts at columns of its own, and generated tokens have "
+                "others; generate with edits of the query"
+            )
         query = torch.full((n_prompts,), columns[0], device=self.backend.device)
         return intervene(self.backend, edit.and_at(columns[1:]), query)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from tvlens.lens.edits import Edit
 from tvlens.lens.engine import Engine, Reading
-from tvlens.lens.hooks import WholePassEngine
 from tvlens.lens.readout import Readout
 from tvlens.models.backend import Backend
 from tvlens.models.batch import Batch
@@ -82,14 +81,13 @@ class Lens:
             yield
 
     def engine_for(self, *edits: Edit) -> Engine[Any]:
-        """The engine that can run all these edits: the lens' own if they act at the query alone.
+        """The engine that can run all these edits: the lens' own if it can.
 
-        What is changed before the query changes what the query sees, so such edits need whole
-        forward passes. Prompts must be read by the engine that runs them.
+        What is changed before the query changes what the query sees, so such edits need more than
+        the query position. Prompts must be read by the engine that runs them.
         """
-        if all(edit.at_query_only for edit in edits):
-            return self.engine
-        return WholePassEngine(self.backend, scaled=self.engine.scaled)
+        fits = all(self.engine.runs(edit) for edit in edits)
+        return self.engine if fits else self.engine.anywhere
 
     def readings(
         self, batch: Batch, *, engine: Engine[Any] | None = None, max_prompts: int | None = None

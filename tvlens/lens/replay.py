@@ -7,18 +7,29 @@ other. A variant branches off the unedited row at the first layer it changes. Th
 of whole forward passes to float precision.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad
 
 from tvlens.errors import ShapeError
+from tvlens.lens.blocks import (
+    attend_all,
+    capped,
+    causal,
+    factor,
+    project,
+    weights,
+    write,
+)
 from tvlens.lens.edits import Edit
 from tvlens.lens.engine import FIRST, Engine, Reading
-from tvlens.models.anatomy import Anatomy, Block
+from tvlens.lens.sites import Site, SiteKind
+from tvlens.lens.suffix import SuffixEngine
+from tvlens.models.anatomy import Anatomy
 from tvlens.models.backend import Backend
 from tvlens.models.batch import Batch
 
@@ -87,6 +98,24 @@ class ReplayEngine(Engine[Prefix]):
         self.anatomy: Anatomy = backend.anatomy()
         scales = [block.scale_output is not None for block in self.anatomy.blocks]
         super().__init__(backend, scaled=any(scales))
+        self._suffix = SuffixEngine(backend, self.anatomy, scaled=self.scaled)
+
+    @property
+    def sites(self) -> Mapping[SiteKind, tuple[int, ...]]:
+        every = tuple(range(self.backend.n_layer))
+        return {"resid_post": every, "z": every}
+
+    @property
+    def anywhere(self) -> SuffixEngine:
+        return self._suffix
+
+    def runs(self, edit: Edit) -> bool:
+        return edit.at_query_only and all(site.kind in self.sites for site in edit.sites)
+
+    def record(
+        self, batch: Batch, sites: Collection[Site]
+    ) -> dict[Site, Float[Tensor, "batch pos *rest"]]:
+        return self._suffix.record(batch, sites)
 
     def read(self, batch: Batch) -> Prefix:
         batch = batch.to(self.backend.device)
@@ -96,18 +125,18 @@ class ReplayEngine(Engine[Prefix]):
         home = self.backend.device
         keys, values, residuals, heads, factors = [], [], [], [], []
         with torch.no_grad():
-            allowed = {w: _causal(mask, w) for w in {b.window for b in self.anatomy.blocks}}
+            allowed = {w: causal(mask, w) for w in {b.window for b in self.anatomy.blocks}}
             x = self.backend.embed(inputs, mask)
             for block in self.anatomy.blocks:
                 residuals.append(x.to(home)[rows, batch.query])
-                q, k, v = self._project(block, x, position)
-                z = self._attend_all(block, q, k, v, allowed[block.window], position)
+                q, k, v = project(self.anatomy, block, x, position)
+                z = attend_all(self.anatomy, block, q, k, v, allowed[block.window], position)
                 keys.append(k.transpose(1, 2))
                 values.append(v.transpose(1, 2))
                 heads.append(z.to(home)[rows, batch.query])
                 if self.scaled:
-                    factors.append(_factor(block, heads[-1].to(block.device)).to(home))
-                x = _write(block, x, z)
+                    factors.append(factor(block, heads[-1].to(block.device)).to(home))
+                x = write(block, x, z)
             residuals.append(x.to(home)[rows, batch.query])
         columns = torch.arange(batch.inputs.shape[1], device=home)
         return Prefix(
@@ -127,8 +156,8 @@ class ReplayEngine(Engine[Prefix]):
     ) -> Float[Tensor, "batch pos head d_head"]:
         """`hook_z` of one layer at every position, of the residual streams before its block."""
         block, position = self.anatomy.blocks[layer], (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        q, k, v = self._project(block, x, position)
-        return self._attend_all(block, q, k, v, _causal(mask, block.window), position)
+        q, k, v = project(self.anatomy, block, x, position)
+        return attend_all(self.anatomy, block, q, k, v, causal(mask, block.window), position)
 
     def write(
         self,
@@ -137,7 +166,7 @@ class ReplayEngine(Engine[Prefix]):
         z: Float[Tensor, "*rows head d_head"],
     ) -> Float[Tensor, "*rows d_model"]:
         """The residual streams behind one block, of those before it and the heads' `hook_z`."""
-        return _write(self.anatomy.blocks[layer], x, z)
+        return write(self.anatomy.blocks[layer], x, z)
 
     def join(self, readings: Sequence[Prefix]) -> Prefix:
         if len({reading.batch.shared for reading in readings}) > 1:
@@ -171,25 +200,22 @@ class ReplayEngine(Engine[Prefix]):
         order = edit.first_layer.argsort(stable=True)
         edit = edit.of_variants(order)
         joining = edit.first_layer.bincount(minlength=self.backend.n_layer + 1).tolist()
-        head_layers, residual_layers = edit.head_layers, edit.residual_layers
+        sites = edit.sites
         position, home = reading.position[:, None], self.backend.device
         x = reading.residual.new_empty(len(reading), 0, self.backend.d_model)
         for layer, block in enumerate(self.anatomy.blocks):
             x = x.to(block.device)
             z = x.new_empty(len(reading), 0, *reading.heads.shape[2:])
             if x.shape[1]:
-                q, k, v = self._project(block, x, position)
+                q, k, v = project(self.anatomy, block, x, position)
                 z = self._attend_rows(reading, layer, q, k[:, :, None], v[:, :, None])
             if joining[layer]:
                 z = _append(z, reading.heads[layer], joining[layer])
                 x = _append(x, reading.residual[layer], joining[layer])
             if not x.shape[1]:
                 continue
-            if layer in head_layers:
-                z = edit.edit_heads(layer, z.to(home)).to(block.device)
-            x = _write(block, x, z)
-            if layer in residual_layers:
-                x = edit.edit_residual(layer, x.to(home))
+            z = _changed(edit, sites, Site("z", layer), z, home)
+            x = _changed(edit, sites, Site("resid_post", layer), write(block, x, z), home)
         x = _append(x, reading.residual[-1], joining[-1])
         return self.backend.unembed(x[:, order.argsort().to(x.device)]).to(home)
 
@@ -198,7 +224,7 @@ class ReplayEngine(Engine[Prefix]):
     ) -> Int[Tensor, "batch variant n_tokens"]:
         self._require_fit(edit)
         reading.batch.require_query_last()
-        n, home = edit.n_variant, self.backend.device
+        n, home, sites = edit.n_variant, self.backend.device, edit.sites
         inputs = reading.batch.inputs.repeat_interleave(n, dim=0)
         mask = reading.batch.mask.repeat_interleave(n, dim=0)
         own: list[tuple[Tensor, Tensor]] = []
@@ -207,7 +233,7 @@ class ReplayEngine(Engine[Prefix]):
             for step in range(n_tokens):
                 position = reading.position[:, None] + step
                 for layer, block in enumerate(self.anatomy.blocks):
-                    q, k, v = self._project(block, x, position)
+                    q, k, v = project(self.anatomy, block, x, position)
                     k, v = k[:, :, None], v[:, :, None]
                     if step:
                         k = torch.cat([own[layer][0], k], dim=2)
@@ -216,11 +242,9 @@ class ReplayEngine(Engine[Prefix]):
                     else:
                         own.append((k, v))
                     z = self._attend_rows(reading, layer, q, k, v)
-                    if step in steps and layer in edit.head_layers:
-                        z = edit.edit_heads(layer, z.to(home)).to(block.device)
-                    x = _write(block, x, z)
-                    if step in steps and layer in edit.residual_layers:
-                        x = edit.edit_residual(layer, x.to(home))
+                    here = sites if step in steps else frozenset()
+                    z = _changed(edit, here, Site("z", layer), z, home)
+                    x = _changed(edit, here, Site("resid_post", layer), write(block, x, z), home)
                 chosen = self.backend.unembed(x).argmax(dim=-1).flatten().to(home)
                 inputs = torch.cat([inputs, chosen[:, None]], dim=1)
                 if step + 1 == n_tokens:
@@ -231,54 +255,12 @@ class ReplayEngine(Engine[Prefix]):
         return inputs[:, reading.batch.inputs.shape[1] :].unflatten(0, (len(reading), n))
 
     def _require_fit(self, edit: Edit) -> None:
-        if not edit.at_query_only:
+        if not self.runs(edit):
             raise ShapeError(
-                f"replay runs the query position alone, but this {type(edit).__name__} also acts "
-                f"at columns {edit.also}; use Lens.engine_for(edit), which runs it by whole passes"
+                f"replay runs z and resid_post of the query position alone, but this "
+                f"{type(edit).__name__} acts elsewhere too; use Lens.engine_for(edit)"
             )
-        if edit.n_layer != self.backend.n_layer:
-            raise ShapeError(
-                f"{type(edit).__name__} is for {edit.n_layer} layers, {self.backend.name!r} has "
-                f"{self.backend.n_layer}; build it from vectors or means of this model"
-            )
-
-    def _project(self, block: Block, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        a = self.anatomy
-        x, position = x.to(block.device), position.to(block.device)
-        qkv = block.norm(x) @ block.w_qkv
-        if block.b_qkv is not None:
-            qkv = qkv + block.b_qkv
-        heads = qkv.unflatten(-1, (a.n_head + 2 * a.n_kv_head, a.d_head))
-        q, k, v = heads.split([a.n_head, a.n_kv_head, a.n_kv_head], dim=-2)
-        if block.norm_query is not None and block.norm_key is not None:
-            q, k = block.norm_query(q), block.norm_key(k)
-        if block.clip is not None:
-            q, k, v = (x.clamp(-block.clip, block.clip) for x in (q, k, v))
-        if block.rotate is not None:
-            q, k = block.rotate(q, position), block.rotate(k, position)
-        return q, k, v
-
-    def _attend_all(
-        self,
-        block: Block,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        allowed: Bool[Tensor, "batch 1 pos pos"],
-        position: Int[Tensor, "batch pos"],
-    ) -> Float[Tensor, "batch pos head d_head"]:
-        allowed, position = allowed.to(block.device), position.to(block.device)
-        group = self.anatomy.n_head // self.anatomy.n_kv_head
-        q = q.transpose(1, 2)
-        k, v = (x.transpose(1, 2).repeat_interleave(group, dim=1) for x in (k, v))
-        if block.cap is None and block.slopes is None and block.sinks is None:
-            z = scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=block.scale)
-            return z.transpose(1, 2)
-        scores = _capped(block, (q * block.scale) @ k.transpose(-1, -2))
-        if block.slopes is not None:
-            scores = scores + block.slopes[:, None, None] * position[:, None, None, :]
-        scores = scores.masked_fill(~allowed, float("-inf"))
-        return (_weights(block, scores).to(v.dtype) @ v).transpose(1, 2)
+        self.require_fit(edit)
 
     def _attend_rows(
         self, reading: Prefix, layer: int, q: Tensor, own_keys: Tensor, own_values: Tensor
@@ -305,14 +287,14 @@ class ReplayEngine(Engine[Prefix]):
         if block.window is not None:
             seen = seen & (last - at < block.window)
         hidden = torch.where(seen, 0.0, float("-inf")).to(q.dtype)
-        scores = _capped(block, torch.cat([to_prefix, to_own], dim=-1)) + hidden[:, None, None]
+        scores = capped(block, torch.cat([to_prefix, to_own], dim=-1)) + hidden[:, None, None]
         scores = scores.unflatten(2, (-1, variant)).flatten(1, 2)  # batch head variant column
         if block.slopes is not None:
             scores = scores + block.slopes[:, None, None] * at[:, None, None]
-        weights = _weights(block, scores).to(q.dtype).unflatten(1, (n_kv, -1)).flatten(2, 3)
-        from_prefix = _times(weights[..., :n_prefix], reading.values[layer], shared)
+        found = weights(block, scores).to(q.dtype).unflatten(1, (n_kv, -1)).flatten(2, 3)
+        from_prefix = _times(found[..., :n_prefix], reading.values[layer], shared)
         from_prefix = from_prefix.unflatten(2, (-1, variant))
-        own_weights = weights[..., n_prefix:].unflatten(2, (-1, variant))
+        own_weights = found[..., n_prefix:].unflatten(2, (-1, variant))
         from_own = torch.einsum("bkgno,bnokd->bkgnd", own_weights, own_values)
         return (
             (from_prefix + from_own).permute(0, 3, 1, 2, 4).reshape(batch, variant, -1, q.shape[-1])
@@ -321,34 +303,6 @@ class ReplayEngine(Engine[Prefix]):
 
 def _chosen(tensor: Tensor, index: slice | Int[Tensor, " chosen"]) -> Tensor:
     return tensor[index if isinstance(index, slice) else index.to(tensor.device)]
-
-
-def _capped(block: Block, scores: Tensor) -> Tensor:
-    return scores if block.cap is None else block.cap * (scores / block.cap).tanh()
-
-
-def _weights(
-    block: Block, scores: Float[Tensor, "batch head row column"]
-) -> Float[Tensor, "batch head row column"]:
-    """Attention weights in single precision at least, without those of the sinks."""
-    at_least_single = torch.promote_types(scores.dtype, torch.float32)
-    if block.sinks is None:
-        return scores.softmax(dim=-1, dtype=at_least_single)
-    sinks = block.sinks.to(scores)[:, None, None].expand(*scores.shape[:3], 1)
-    return torch.cat([scores, sinks], dim=-1).softmax(dim=-1, dtype=at_least_single)[..., :-1]
-
-
-def _project_out(block: Block, z: Float[Tensor, "*rows head d_head"]) -> Tensor:
-    out = z.flatten(-2) @ block.w_o
-    return out if block.b_o is None else out + block.b_o
-
-
-def _factor(block: Block, z: Float[Tensor, "batch head d_head"]) -> Float[Tensor, "batch d_model"]:
-    """What the block multiplies the output of its attention by before it adds it."""
-    out = _project_out(block, z)
-    if block.scale_output is None:
-        return torch.ones_like(out)
-    return (block.scale_output(out) / out).where(out != 0, 0.0)
 
 
 def _times(
@@ -363,21 +317,13 @@ def _times(
     return product.transpose(1, 2).flatten(0, 1)
 
 
-def _causal(mask: Bool[Tensor, "batch pos"], window: int | None) -> Bool[Tensor, "batch 1 pos pos"]:
-    n = mask.shape[1]
-    triangle = torch.ones(n, n, dtype=torch.bool, device=mask.device).tril()
-    if window is not None:
-        triangle = triangle.triu(1 - window)
-    # Padding attends to itself: a softmax over nothing would be NaN.
-    own = torch.eye(n, dtype=torch.bool, device=mask.device)
-    return ((triangle & mask[:, None, :]) | own)[:, None]
-
-
-def _write(block: Block, x: Tensor, z: Tensor) -> Tensor:
-    out = _project_out(block, z)
-    return block.finish(
-        x.to(out.device), out if block.scale_output is None else block.scale_output(out)
-    )
+def _changed(
+    edit: Edit, sites: frozenset[Site], site: Site, x: Tensor, home: torch.device
+) -> Tensor:
+    """What the edit makes of rows `[batch variant …]` at a site, if it acts there."""
+    if site not in sites:
+        return x
+    return edit.change(site, x.to(home)[:, :, None])[:, :, 0].to(x.device)
 
 
 def _append(rows: Tensor, clean: Tensor, n: int) -> Tensor:

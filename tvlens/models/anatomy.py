@@ -30,7 +30,10 @@ class Block:
         window: a position attends to so many positions, its own included; None to all before it.
         scale_output: what the block does to the attention output before it adds it, which must
             scale it; None where it adds it as it is.
-        finish: `(residual before the block, what attention adds) -> residual after the block`.
+        mlp: what is added behind attention, of the residual stream that it reads; None where the
+            block is attention alone.
+        parallel: whether `mlp` reads the residual stream that attention reads, not what that
+            leaves.
     """
 
     norm: Callable[[Tensor], Tensor]
@@ -39,7 +42,8 @@ class Block:
     w_o: Float[Tensor, "head_d_head d_model"]
     b_o: Float[Tensor, " d_model"] | None
     scale: float
-    finish: Callable[[Tensor, Tensor], Tensor]
+    mlp: Callable[[Tensor], Tensor] | None = None
+    parallel: bool = False
     norm_query: Callable[[Tensor], Tensor] | None = None
     norm_key: Callable[[Tensor], Tensor] | None = None
     clip: float | None = None
@@ -54,6 +58,15 @@ class Block:
     def device(self) -> torch.device:
         """Where its tensors are; blocks of one model may be on several devices."""
         return self.w_qkv.device
+
+    def finish(
+        self, residual: Float[Tensor, "*rows d_model"], added: Float[Tensor, "*rows d_model"]
+    ) -> Float[Tensor, "*rows d_model"]:
+        """The residual stream after the block, of that before it and what attention adds."""
+        middle = residual + added
+        if self.mlp is None:
+            return middle
+        return middle + self.mlp(residual if self.parallel else middle)
 
 
 @dataclass(frozen=True)
@@ -108,40 +121,25 @@ def turn(
     return torch.cat([turned * cos + quarter(turned) * sin, kept], dim=-1).to(x.dtype)
 
 
-def finish(
+def behind_norm(
     norm: Callable[[Tensor], Tensor],
     mlp: Callable[[Tensor], Tensor],
-    *,
-    parallel: bool,
-    scale_mlp: Callable[[Tensor], Tensor] | None = None,
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """`Block.finish` of a block whose MLP reads the residual stream through `norm`.
+    scale: Callable[[Tensor], Tensor] | None = None,
+) -> Callable[[Tensor], Tensor]:
+    """`Block.mlp` of a block whose MLP reads the residual stream through `norm`.
 
     Args:
         norm: normalisation before the MLP.
         mlp: the MLP.
-        parallel: whether the MLP reads what the attention reads, not what it leaves.
-        scale_mlp: what the block does to the MLP's output before it adds it.
+        scale: what the block does to the MLP's output before it adds it.
     """
 
-    def of_mlp(residual: Tensor) -> Tensor:
-        out = mlp(norm(residual))
-        # Some mixtures of experts give their choices too; OPT's MLP puts all positions in a row.
+    def added(residual: Tensor) -> Tensor:
+        read = norm(residual)
+        # Mixtures of experts read batches of sequences, no more axes, and some give their choices
+        # too; OPT's MLP puts all positions in a row.
+        out = mlp(read.flatten(0, -3) if read.ndim > 3 else read)
         out = (out[0] if isinstance(out, tuple) else out).reshape(residual.shape)
-        return out if scale_mlp is None else scale_mlp(out)
+        return out if scale is None else scale(out)
 
-    def beside(residual: Tensor, added: Tensor) -> Tensor:
-        return residual + added + of_mlp(residual)
-
-    def behind(residual: Tensor, added: Tensor) -> Tensor:
-        middle = residual + added
-        return middle + of_mlp(middle)
-
-    return beside if parallel else behind
-
-
-def finish_without_mlp(
-    residual: Float[Tensor, "*rows d_model"], added: Float[Tensor, "*rows d_model"]
-) -> Float[Tensor, "*rows d_model"]:
-    """`Block.finish` of a block of attention alone."""
-    return residual + added
+    return added

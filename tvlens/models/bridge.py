@@ -15,7 +15,7 @@ from tvlens.models.anatomy import (
     Anatomy,
     Block,
     UnknownArchitectureError,
-    finish,
+    behind_norm,
     refuse_unknown,
     side_by_side,
 )
@@ -235,13 +235,13 @@ def _block(
         sinks=None if sinks is None else sinks.detach(),
         window=_window(config, layer),
         scale_output=_scaled(norms["ln1_post"], config),
-        finish=finish(
+        mlp=behind_norm(
             # Some parallel blocks have one norm for both.
             norms["ln2"] or (norms["ln1"] if parallel else None) or _as_it_is,
             _mlp(block),
-            parallel=parallel,
-            scale_mlp=_scaled(norms["ln2_post"], config),
+            _scaled(norms["ln2_post"], config),
         ),
+        parallel=parallel,
     )
 
 

@@ -14,8 +14,7 @@ from tvlens.errors import ModelError
 from tvlens.models.anatomy import (
     Anatomy,
     Block,
-    finish,
-    finish_without_mlp,
+    behind_norm,
     refuse_unknown,
     side_by_side,
     turn,
@@ -189,7 +188,8 @@ def _block(cfg: Any, block: Any) -> Block:
         w_o=attn.W_O.detach().flatten(0, 1),
         b_o=attn.b_O.detach(),
         scale=1.0 / float(attn.attn_scale),
-        finish=_finish(cfg, block),
+        mlp=None if cfg.attn_only else behind_norm(block.ln2, block.apply_mlp),
+        parallel=bool(cfg.parallel_attn_mlp),
     )
 
 
@@ -203,9 +203,3 @@ def _rotate(attn: Any, x: Tensor, positions: Tensor) -> Tensor:
         # The table grows only inside apply_rotary, and there is no public call for it.
         attn.apply_rotary(x.new_zeros(1, needed, 1, attn.cfg.d_head))
     return turn(x, attn.rotary_cos[positions], attn.rotary_sin[positions], attn.rotate_every_two)
-
-
-def _finish(cfg: Any, block: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    if cfg.attn_only:
-        return finish_without_mlp
-    return finish(block.ln2, block.apply_mlp, parallel=bool(cfg.parallel_attn_mlp))

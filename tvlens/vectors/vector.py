@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tvlens.errors import NumericalError, ShapeError
-from tvlens.lens.edits import AddHeads, AddToResidual, Edit
+from tvlens.lens.edits import AddHeads, AddToResidual, QueryEdit
 from tvlens.lens.heads import HeadMeans, donor_outputs
 from tvlens.lens.lens import Lens
 from tvlens.runs.facts import integers_of, text_of
@@ -45,7 +45,7 @@ class Vector(Kept):
 
     @classmethod
     @abstractmethod
-    def stack(cls, vectors: Sequence[Any], lens: Lens, prompts: PromptSet) -> Edit:
+    def stack(cls, vectors: Sequence[Any], lens: Lens, prompts: PromptSet) -> QueryEdit:
         """The edit whose variants are the given vectors on these prompts, in order.
 
         Raises:
@@ -53,7 +53,7 @@ class Vector(Kept):
             TaskError: the vectors are made of prompts' donors, and these prompts have none.
         """
 
-    def edit(self, lens: Lens, prompts: PromptSet) -> Edit:
+    def edit(self, lens: Lens, prompts: PromptSet) -> QueryEdit:
         """The edit that makes this vector act on these prompts, as `stack`."""
         plain = self.plain
         return plain.stack([plain], lens, prompts)
@@ -277,7 +277,7 @@ def require_fit(vector: TaskVector, n_layer: int, d_model: int, model: str) -> N
 
 def edits_of(
     vectors: Sequence[Vector], lens: Lens, prompts: PromptSet
-) -> list[tuple[Edit, list[int]]]:
+) -> list[tuple[QueryEdit, list[int]]]:
     """The edits that together make every vector of the list act on these prompts.
 
     They act at the query, and at the places that the prompts have for vectors.

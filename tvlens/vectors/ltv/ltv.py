@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tvlens.errors import NumericalError, ShapeError, UnknownNameError
-from tvlens.lens.edits import Edit
+from tvlens.lens.edits import QueryEdit
 from tvlens.lens.lens import Lens
 from tvlens.runs.facts import integers_of, text_of, wrong
 from tvlens.scores.ranking import top_heads
@@ -200,7 +200,7 @@ class LearnableTaskVector(nn.Module, Vector):
         return self.task_vector
 
     @classmethod
-    def stack(cls, vectors: Sequence[Any], lens: Lens, prompts: PromptSet) -> Edit:
+    def stack(cls, vectors: Sequence[Any], lens: Lens, prompts: PromptSet) -> QueryEdit:
         """As the task vectors that they are: of means all, or of each prompt's heads all."""
         plain = [vector.task_vector for vector in vectors]
         return type(plain[0]).stack(plain, lens, prompts)

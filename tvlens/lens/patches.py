@@ -1,0 +1,147 @@
+"""Edits at any site and any column: activations put in from elsewhere, and added ones."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from tvlens.lens.edits import Activation, Edit
+from tvlens.lens.sites import Site, SiteKind
+
+
+@dataclass(frozen=True)
+class Patch(Edit):
+    """What stands at a site, at columns that every variant and prompt has, is replaced.
+
+    Attributes:
+        kind: the site.
+        layers: number of layers of the model.
+        layer: layer at which each variant acts.
+        head: head that each variant replaces, -1 for all; None at sites without heads.
+        at: columns at which each variant acts on each prompt; -1 fills up. Either of the first two
+            axes may have size 1.
+        values: what may be put in, for every layer that is patched, `[batch from …]`; what follows
+            are the site's own axes.
+        source: which of `values` each variant puts in at each column, as `at`.
+    """
+
+    kind: SiteKind
+    layers: int
+    layer: Int[Tensor, " variant"]
+    head: Int[Tensor, " variant"] | None
+    at: Int[Tensor, "_batch _variant at"]
+    values: Mapping[int, Tensor]
+    source: Int[Tensor, "_batch _variant at"]
+
+    @property
+    def n_variant(self) -> int:
+        return len(self.layer)
+
+    @property
+    def n_layer(self) -> int:
+        return self.layers
+
+    @property
+    def acting(self) -> Bool[Tensor, "variant layer"]:
+        return self.layer[:, None] == torch.arange(self.layers, device=self.layer.device)
+
+    @property
+    def sites(self) -> frozenset[Site]:
+        return frozenset(Site(self.kind, layer) for layer in set(self.layer.tolist()))
+
+    @property
+    def at_query_only(self) -> bool:
+        return False
+
+    def columns(self, query: Int[Tensor, " batch"]) -> Int[Tensor, "#batch #variant at"]:
+        return self.at
+
+    def change(self, site: Site, activation: Activation) -> Activation:
+        n = activation.shape[1]
+        given = self.values[site.layer].to(activation.dtype)
+        source = self.source[:, :n].clamp(min=0).expand(len(given), n, -1)
+        rows = torch.arange(len(given), device=given.device)[:, None, None]
+        new = given[rows, source]
+        mask = (self.layer[:n] == site.layer)[None, :, None]
+        if self.head is not None:
+            head = self.head[:n, None]
+            heads = torch.arange(activation.shape[3], device=head.device)
+            mask = mask[..., None] & ((head == heads) | (head < 0))[None, :, None]
+        mask = mask.reshape(*mask.shape, *(1,) * (activation.ndim - mask.ndim))
+        return torch.where(mask, new, activation)
+
+    def of_variants(self, index: Int[Tensor, " chosen"]) -> "Patch":
+        def chosen(x: Tensor) -> Tensor:
+            return x if x.shape[1] == 1 else x[:, index]
+
+        return replace(
+            self,
+            layer=self.layer[index],
+            head=None if self.head is None else self.head[index],
+            at=chosen(self.at),
+            source=chosen(self.source),
+        )
+
+    def of_prompts(self, start: int, stop: int) -> "Patch":
+        def chosen(x: Tensor) -> Tensor:
+            return x if len(x) == 1 else x[start:stop]
+
+        values = {layer: chosen(x) for layer, x in self.values.items()}
+        return replace(self, at=chosen(self.at), values=values, source=chosen(self.source))
+
+
+@dataclass(frozen=True)
+class Shift(Edit):
+    """Something is added at sites, at all columns: what gradients are taken with respect to.
+
+    Attributes:
+        layers: number of layers of the model.
+        added: what is added at each site, `[batch variant pos …]`; the first two axes may have size
+            1, and what follows are the site's own axes.
+        active: layers at which each variant adds.
+    """
+
+    layers: int
+    added: Mapping[Site, Tensor]
+    active: Bool[Tensor, "variant layer"]
+
+    @property
+    def n_variant(self) -> int:
+        return len(self.active)
+
+    @property
+    def n_layer(self) -> int:
+        return self.layers
+
+    @property
+    def acting(self) -> Bool[Tensor, "variant layer"]:
+        return self.active
+
+    @property
+    def sites(self) -> frozenset[Site]:
+        return frozenset(self.added)
+
+    @property
+    def at_query_only(self) -> bool:
+        return False
+
+    def columns(self, query: Int[Tensor, " batch"]) -> Int[Tensor, "#batch #variant at"]:
+        width = next(iter(self.added.values())).shape[2]
+        return torch.arange(width, device=query.device)[None, None]
+
+    def change(self, site: Site, activation: Activation) -> Activation:
+        n = activation.shape[1]
+        added = self.added[site]
+        added = added if added.shape[1] == 1 else added[:, :n]
+        active = self.active[:n, site.layer].reshape(n, *(1,) * (activation.ndim - 2))
+        return activation + added.where(active, 0.0).to(activation.dtype)
+
+    def of_variants(self, index: Int[Tensor, " chosen"]) -> "Shift":
+        added = {site: x if x.shape[1] == 1 else x[:, index] for site, x in self.added.items()}
+        return replace(self, added=added, active=self.active[index])
+
+    def of_prompts(self, start: int, stop: int) -> "Shift":
+        added = {site: x if len(x) == 1 else x[start:stop] for site, x in self.added.items()}
+        return replace(self, added=added)
