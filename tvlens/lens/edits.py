@@ -107,8 +107,8 @@ class QueryEdit(Edit):
         below = [column for column in self.also if column < 0]
         if below:
             raise ShapeError(
-                f"{type(self).__name__} acts at column {below[0]}; expected columns counted from 0, "
-                "padding included"
+                f"{type(self).__name__} acts at column {below[0]}; expected columns counted from "
+                "0, padding included"
             )
         also = torch.tensor(self.also, dtype=query.dtype, device=query.device)
         return torch.cat([query[:, None], also.expand(len(query), -1)], dim=1)[:, None]
