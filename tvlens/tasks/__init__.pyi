@@ -14,6 +14,7 @@ from .text.layouts import read_template as read_template
 from .text.prompts import Pair as Pair
 from .text.prompts import Prompt as Prompt
 from .text.prompts import Prompts as Prompts
+from .text.prompts import Span as Span
 from .text.prompts import Template as Template
 from .text.prompts import TokenPrompts as TokenPrompts
 from .text.task import Task as Task
