@@ -11,6 +11,8 @@ from .text.files import names as names
 from .text.layouts import TEMPLATES as TEMPLATES
 from .text.layouts import chat_template as chat_template
 from .text.layouts import read_template as read_template
+from .text.pairs import PromptPairs as PromptPairs
+from .text.pairs import load_pairs as load_pairs
 from .text.prompts import Pair as Pair
 from .text.prompts import Prompt as Prompt
 from .text.prompts import Prompts as Prompts
