@@ -387,7 +387,7 @@ KINDS = [
     *(Kind(f"task-{name}", _written(name, text), _task(name)) for name, text in TASK_FILES.items()),
     Kind("task-folder", make_folder, read_folder),
     Kind(
-        "pairs",
+        "prompt-pairs",
         _written("pairs.json", json.dumps(PROMPT_PAIRS)),
         lambda folder: read_pairs(folder / "pairs.json"),
     ),

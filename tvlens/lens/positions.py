@@ -112,7 +112,7 @@ def places(lens: Reader, prompts: Any, batch: Batch, positions: Positions) -> Pl
             return Places(tuple(map(str, every)), _columns(batch, every), "all")
         roles = lens.backend.roles(prompts, prefix=lens.prefix)
         return _of_roles(roles, batch, None if positions == "roles" else [positions])
-    chosen = [positions] if isinstance(positions, int) else _listed(positions)
+    chosen: list[Any] = [positions] if isinstance(positions, int) else _listed(positions)
     if all(isinstance(each, str) for each in chosen):
         roles = lens.backend.roles(prompts, prefix=lens.prefix)
         return _of_roles(roles, batch, chosen)
@@ -210,7 +210,7 @@ def _columns(batch: Batch, positions: Sequence[int]) -> Int[Tensor, "batch place
 
 def _listed(positions: Any) -> list[Any]:
     chosen = list(positions) if isinstance(positions, Sequence) else [positions]
-    kinds = {str if isinstance(each, str) else type(each) for each in chosen}
+    kinds = {type(each) for each in chosen}
     if not chosen:
         raise TaskError(f"positions is empty; {_EXPECTED}")
     if kinds not in ({int}, {str}):
