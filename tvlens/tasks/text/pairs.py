@@ -63,8 +63,8 @@ class PromptPairs:
     def __len__(self) -> int:
         return len(self.clean)
 
-    @classmethod
-    def of(cls, entries: Sequence[Mapping[str, str]], *, name: str = "pairs") -> "PromptPairs":
+    @staticmethod
+    def of(entries: Sequence[Mapping[str, str]], *, name: str = "pairs") -> "PromptPairs":
         """Pairs given as texts.
 
         Example:
@@ -81,23 +81,7 @@ class PromptPairs:
             TaskError: there is no entry, one lacks a key or has another, is of something else than
                 texts, or has nothing to patch.
         """
-        if not entries:
-            raise TaskError(f"pairs {name!r} are empty: expected at least one entry; {_EXPECTED}")
-        for i, entry in enumerate(entries, start=1):
-            _require_usable(f"pairs {name!r}, entry {i}", entry)
-        without = [i for i, entry in enumerate(entries, start=1) if "wrong" not in entry]
-        if without and len(without) < len(entries):
-            raise TaskError(
-                f"pairs {name!r}, entry {without[0]}: the key 'wrong' is missing, which other "
-                f"entries have ({len(entries) - len(without)} of {len(entries)}); give it in all "
-                "or none"
-            )
-        return cls(
-            _prompts(name, entries, "clean", "answer"),
-            _prompts(name, entries, "corrupted", "answer"),
-            None if without else _prompts(name, entries, "clean", "wrong"),
-            name,
-        )
+        return _made(entries, name)
 
 
 def load_pairs(path: str | Path) -> PromptPairs:
@@ -115,7 +99,27 @@ def load_pairs(path: str | Path) -> PromptPairs:
     content = parse_json(where, read_text("pairs file", path), _EXPECTED)
     if not isinstance(content, list):
         raise TaskError(f"{where}: {_EXPECTED}, found {kind_of(content)}")
-    return PromptPairs.of(content, name=path.stem)
+    return _made(content, path.stem)
+
+
+def _made(entries: Sequence[Any], name: str) -> PromptPairs:
+    if not entries:
+        raise TaskError(f"pairs {name!r} are empty: expected at least one entry; {_EXPECTED}")
+    for i, entry in enumerate(entries, start=1):
+        _require_usable(f"pairs {name!r}, entry {i}", entry)
+    without = [i for i, entry in enumerate(entries, start=1) if "wrong" not in entry]
+    if without and len(without) < len(entries):
+        raise TaskError(
+            f"pairs {name!r}, entry {without[0]}: the key 'wrong' is missing, which other "
+            f"entries have ({len(entries) - len(without)} of {len(entries)}); give it in all "
+            "or none"
+        )
+    return PromptPairs(
+        _prompts(name, entries, "clean", "answer"),
+        _prompts(name, entries, "corrupted", "answer"),
+        None if without else _prompts(name, entries, "clean", "wrong"),
+        name,
+    )
 
 
 def _require_usable(where: str, entry: Any) -> None:
