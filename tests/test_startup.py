@@ -50,6 +50,7 @@ NAME = "x" * 5000
         lambda: tvlens.tasks.load(NAME),
         lambda: tvlens.tasks.load_file(NAME),
         lambda: tvlens.tasks.load_folder(NAME),
+        lambda: tvlens.tasks.load_pairs(NAME),
         lambda: tvlens.tasks.read_template(NAME),
         lambda: tvlens.vectors.load_vector(NAME),
         lambda: tvlens.models.regression.load_garg(NAME),

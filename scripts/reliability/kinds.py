@@ -34,7 +34,15 @@ from tvlens.runs.storage import Kept, file_sha256
 from tvlens.scores.agreement import compare_head_sets, overlap_curve
 from tvlens.scores.score import Scores
 from tvlens.studies.text import TextSettings
-from tvlens.tasks import Pair, Task, load_file, load_folder, read_template
+from tvlens.tasks import (
+    Pair,
+    PromptPairs,
+    Task,
+    load_file,
+    load_folder,
+    load_pairs,
+    read_template,
+)
 from tvlens.tasks.base import PromptKind
 from tvlens.vectors.catalogue import load_vector
 from tvlens.vectors.ltv.fit import fit_ltv
@@ -88,6 +96,9 @@ TASK_FILES = {
     "table.csv": as_table(","),
     "table.tsv": as_table("\t"),
 }
+PROMPT_PAIRS = [
+    {"clean": f"w{i}ä is", "corrupted": f"v{i} is", "answer": " a", "wrong": "b"} for i in range(4)
+]
 LAYOUT = {"query_prefix": "In: ", "answer_prefix": "Out:", "instruction": "Do."}
 
 
@@ -124,6 +135,19 @@ def read_task(path: Path) -> None:
 def make_folder(folder: Path) -> None:
     for name in ("list.json", "object.json", "lines.jsonl", "table.csv"):
         (folder / name).write_text(TASK_FILES[name])
+
+
+def read_pairs(path: Path) -> None:
+    """Digests of pairs of prompts; made of their own texts again, they are what they were."""
+    pairs = load_pairs(path)
+    given = [pairs.clean, pairs.corrupted, *([pairs.wrong] if pairs.wrong else [])]
+    assert all(prompts.digest for prompts in given)
+    columns = [pairs.clean.texts, pairs.corrupted.texts]
+    columns += [[text for (text,) in each.continuations] for each in (given[0], *given[2:])]
+    names = ("clean", "corrupted", "answer", "wrong")[: len(columns)]
+    texts = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+    if PromptPairs.of(texts, name=pairs.name) != pairs:
+        raise Unequal("pairs of prompts made of their own texts are others")
 
 
 def read_folder(folder: Path) -> None:
@@ -362,6 +386,11 @@ HEADS = "task,layer,head,aie\n" + "".join(
 KINDS = [
     *(Kind(f"task-{name}", _written(name, text), _task(name)) for name, text in TASK_FILES.items()),
     Kind("task-folder", make_folder, read_folder),
+    Kind(
+        "prompt-pairs",
+        _written("pairs.json", json.dumps(PROMPT_PAIRS)),
+        lambda folder: read_pairs(folder / "pairs.json"),
+    ),
     Kind("template", _written("layout.json", json.dumps(LAYOUT)), read_layout),
     Kind(
         "task-vector",

@@ -14,6 +14,8 @@ from .hooks import WholePassEngine as WholePassEngine
 from .hooks import intervene as intervene
 from .lens import Lens as Lens
 from .loading import load as load
+from .positions import Places as Places
+from .positions import places as places
 from .readout import FirstToken as FirstToken
 from .readout import Measure as Measure
 from .readout import Readout as Readout

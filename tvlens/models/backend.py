@@ -16,6 +16,7 @@ from tvlens.models.anatomy import Anatomy
 from tvlens.models.batch import Batch
 from tvlens.models.encode import encode_text, encode_tokens
 from tvlens.models.interrupts import surely
+from tvlens.models.roles import Roles, no_roles, roles_of_text
 from tvlens.tasks.text.prompts import Prompts, TokenPrompts
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -212,18 +213,33 @@ class Backend(ABC):
             return encode_tokens(
                 prompts.rows, prompts.answers, n_ctx=self.n_ctx, d_vocab=self.d_vocab
             )
-        if not isinstance(prompts, Prompts):
-            raise ModelError(
-                f"model {self.name!r} reads text, not {type(prompts).__name__}; expected prompts "
-                "of a text task, such as tvlens.tasks.load(NAME).prompts(...)"
-            )
+        texts = self._require_text(prompts)
         return encode_text(
             self.tokenizer,
-            prompts.texts,
-            prompts.continuations,
+            texts.texts,
+            texts.continuations,
             prefix=prefix,
             n_ctx=self.n_ctx,
             d_vocab=self.d_vocab,
+        )
+
+    def roles(self, prompts: Any, *, prefix: Sequence[int]) -> Roles:
+        """The role of every token of each prompt, those of `prefix` included, in order.
+
+        Raises:
+            TaskError: the prompts have no roles.
+            ModelError: the prompts are not text, or no tokenizer says what its tokens stand for.
+        """
+        if isinstance(prompts, TokenPrompts):
+            raise no_roles(prompts.task, "they are tokens already")
+        return roles_of_text(self.tokenizer, self._require_text(prompts), prefix=prefix)
+
+    def _require_text(self, prompts: Any) -> Prompts:
+        if isinstance(prompts, Prompts):
+            return prompts
+        raise ModelError(
+            f"model {self.name!r} reads text, not {type(prompts).__name__}; expected prompts "
+            "of a text task, such as tvlens.tasks.load(NAME).prompts(...)"
         )
 
     def short_prompts(self) -> Batch:

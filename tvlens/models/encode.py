@@ -17,6 +17,19 @@ def special_prefix(tokenizer: Any) -> list[int]:
     return with_special[:first]
 
 
+def require_tokenizer(tokenizer: Any) -> None:
+    """Refuse prompts of text where nothing turns them into tokens.
+
+    Raises:
+        ModelError: there is no tokenizer.
+    """
+    if tokenizer is None:
+        raise ModelError(
+            "the lens has no tokenizer, which prompts of text need; load the model with one "
+            "(tvlens.load(model, tokenizer=...)), or give tokens (Prompts.of_tokens)"
+        )
+
+
 def encode_text(
     tokenizer: Any,
     texts: Sequence[str],
@@ -42,11 +55,7 @@ def encode_text(
             fall between two tokens, a token is none of the model's, or a prompt with its answer is
             longer than the context.
     """
-    if tokenizer is None:
-        raise ModelError(
-            "the lens has no tokenizer, which prompts of text need; load the model with one "
-            "(tvlens.load(model, tokenizer=...)), or give tokens (Prompts.of_tokens)"
-        )
+    require_tokenizer(tokenizer)
     if not texts:
         raise TaskError("no prompts to encode: expected at least one, got 0; ask for n >= 1")
     prompts = tokenizer(list(texts), add_special_tokens=False).input_ids

@@ -11,9 +11,12 @@ from .text.files import names as names
 from .text.layouts import TEMPLATES as TEMPLATES
 from .text.layouts import chat_template as chat_template
 from .text.layouts import read_template as read_template
+from .text.pairs import PromptPairs as PromptPairs
+from .text.pairs import load_pairs as load_pairs
 from .text.prompts import Pair as Pair
 from .text.prompts import Prompt as Prompt
 from .text.prompts import Prompts as Prompts
+from .text.prompts import Span as Span
 from .text.prompts import Template as Template
 from .text.prompts import TokenPrompts as TokenPrompts
 from .text.task import Task as Task

@@ -14,6 +14,7 @@ from tvlens.models.batch import Batch
 from tvlens.models.bridge import BridgeBackend, bridge_from_huggingface
 from tvlens.models.hooked import HookedBackend, hooked_transformer_class, load_unprocessed
 from tvlens.models.regression.transformer import RegressionTransformer, gpt2_config, interleave
+from tvlens.models.roles import Roles, no_roles
 from tvlens.tasks.regression.prompts import PointCurves, PointPrompts
 
 Sequence = Float[Tensor, "batch pos n_dims"]
@@ -48,20 +49,28 @@ class _ReadsPoints(Backend):
             TaskError: there is no prompt.
             NumericalError: an x, or a y that is shown, is not finite.
         """
-        if not isinstance(prompts, PointPrompts | PointCurves):
-            raise ModelError(
-                f"model {self.name!r} reads points, not {type(prompts).__name__}; expected prompts "
-                "of a FunctionTask"
-            )
-        _require_usable(prompts)
-        self.trained.require_points(prompts.xs.shape[1], prompts.xs.shape[2])
-        sequences = interleave(prompts.xs, prompts.ys)[:, :-1]
-        if isinstance(prompts, PointPrompts):
-            return Batch.of_sequences(sequences.to(self.dtype), prompts.target)
-        shared = len(prompts.points)
-        whole = Batch.of_sequences(sequences.to(self.dtype), prompts.values[:, 0])
-        rows = whole.take(torch.arange(len(prompts)) // shared)
-        return replace(rows, query=prompts.query, target=prompts.target, shared=shared)
+        given = self._require_points(prompts)
+        _require_usable(given)
+        self.trained.require_points(given.xs.shape[1], given.xs.shape[2])
+        sequences = interleave(given.xs, given.ys)[:, :-1]
+        if isinstance(given, PointPrompts):
+            return Batch.of_sequences(sequences.to(self.dtype), given.target)
+        shared = len(given.points)
+        whole = Batch.of_sequences(sequences.to(self.dtype), given.values[:, 0])
+        rows = whole.take(torch.arange(len(given)) // shared)
+        return replace(rows, query=given.query, target=given.target, shared=shared)
+
+    def roles(self, prompts: Any, *, prefix: object = ()) -> Roles:
+        """The role of every column of x₁, y₁, x₂, y₂, …, the same in all prompts.
+
+        Raises:
+            TaskError: the prompts are curves, which are asked at several numbers of points.
+            ModelError: the prompts are not of points.
+        """
+        given = self._require_points(prompts)
+        if isinstance(given, PointCurves):
+            raise no_roles(given.task, "curves are asked at several points (curves.at(N) at one)")
+        return (given.roles,) * len(given)
 
     def short_prompts(self) -> Batch:
         """Two prompts of random points, whatever they mean, for checking the model."""
@@ -70,6 +79,14 @@ class _ReadsPoints(Backend):
         shape = (2, 2 * n_points, self.trained.sizes.n_dims)
         inputs = torch.randn(shape, generator=generator).to(self.device, self.dtype)
         return Batch.of_sequences(inputs, torch.zeros(2).to(inputs))
+
+    def _require_points(self, prompts: Any) -> PointPrompts | PointCurves:
+        if isinstance(prompts, PointPrompts | PointCurves):
+            return prompts
+        raise ModelError(
+            f"model {self.name!r} reads points, not {type(prompts).__name__}; expected prompts "
+            "of a FunctionTask"
+        )
 
     def _of_points(self, read_in: Float[Tensor, "batch pos d_model"]) -> Tensor:
         raise NotImplementedError

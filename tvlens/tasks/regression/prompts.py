@@ -55,6 +55,15 @@ class PointPrompts:
         """Columns of x₁, y₁, x₂, y₂, … at which a vector acts besides the query: the dummies' x."""
         return tuple(2 * i for i in self.dummies)
 
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The role of every column of x₁, y₁, x₂, y₂, …: "x 1", "y 1", … and at last "query".
+
+        Dummies are counted like examples.
+        """
+        shown = range(1, self.xs.shape[1])
+        return (*(f"{name} {i}" for i in shown for name in "xy"), "query")
+
     def donors(self) -> "PointPrompts":
         """One clean prompt for each prompt, whose head outputs carry the same function.
 

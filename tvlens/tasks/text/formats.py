@@ -12,6 +12,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,31 +46,36 @@ def read_entries(path: Path) -> tuple[dict[str, Any], list[Entry]]:
     Raises:
         TaskError: the file cannot be read, or has none of these shapes.
     """
-    text = _read(path)
+    text = read_text("task file", path)
     ending = path.suffix.lower()
     if ending in (".csv", ".tsv"):
         return {}, list(_lines_of_table(path, text, "," if ending == ".csv" else "\t"))
     if ending in (".jsonl", ".ndjson"):
         lines = [(i, line) for i, line in enumerate(text.split("\n"), start=1) if line.strip()]
         places = [f"task file {path}, line {i}" for i, _ in lines]
-        given = [_parse(place, line) for place, (_, line) in zip(places, lines, strict=True)]
+        given = [
+            parse_json(place, line, _EXPECTED)
+            for place, (_, line) in zip(places, lines, strict=True)
+        ]
         return {}, [_entry(*each) for each in zip(places, given, strict=True)]
-    content = _parse(f"task file {path}", text)
+    expected = f"{_EXPECTED} (JSON lines are read from files that end in .jsonl)"
+    content = parse_json(f"task file {path}", text, expected)
     if isinstance(content, dict) and isinstance(content.get("pairs"), list | dict):
         header = {key: value for key, value in content.items() if key != "pairs"}
-        _refuse_unknown(f"task file {path}", header, HEADER)
+        refuse_unknown(f"task file {path}", header, HEADER)
         return header, _entries(path, content["pairs"])
     return {}, _entries(path, content)
 
 
 def kind_of(value: Any) -> str:
-    """What a JSON value is, in words."""
+    """What a value, of JSON mostly, is in words."""
     if isinstance(value, dict):
         return f"an object with the keys {_listed(value) or '(none)'}"
-    if isinstance(value, Number):
-        return f"the number {value[:20]}"
+    if isinstance(value, Number) or (type(value) in (int, float) and isfinite(value)):
+        return f"the number {str(value)[:20]}"
     names = {list: "a list", str: "a string", type(None): "null", bool: "true or false"}
-    return names.get(type(value), "a number that is not finite")
+    names[float] = "a number that is not finite"
+    return names.get(type(value), f"of type {type(value).__name__}")
 
 
 def shown(text: str) -> str:
@@ -82,23 +88,33 @@ def _listed(names: Mapping[str, Any]) -> str:
     return first if len(names) <= 4 else f"{first}, … ({len(names)} in all)"
 
 
-def _read(path: Path) -> str:
+def read_text(what: str, path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        TaskError: the file, called `what` in the message, cannot be read or is no UTF-8 text.
+    """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             return file.read()
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise TaskError(
-            f"task file {path} cannot be read: {reason}; check the path and its permissions"
+            f"{what} {path} cannot be read: {reason}; check the path and its permissions"
         ) from error
     except UnicodeDecodeError as error:
         raise TaskError(
-            f"task file {path} is not UTF-8 text: byte {error.start} cannot be decoded; save it as "
+            f"{what} {path} is not UTF-8 text: byte {error.start} cannot be decoded; save it as "
             "UTF-8"
         ) from error
 
 
-def _parse(where: str, text: str) -> Any:
+def parse_json(where: str, text: str, expected: str) -> Any:
+    """The value of a JSON text, its numbers as they are written.
+
+    Raises:
+        TaskError: `where` is no JSON, or gives a key twice; `expected` says what it should be.
+    """
     try:
         return json.loads(
             text,
@@ -108,10 +124,7 @@ def _parse(where: str, text: str) -> Any:
             object_pairs_hook=_object,
         )
     except (ValueError, RecursionError) as error:
-        hint = (
-            " (JSON lines are read from files that end in .jsonl)" if "Extra" in str(error) else ""
-        )
-        raise TaskError(f"{where} is not JSON: {error}{hint}; {_EXPECTED}") from error
+        raise TaskError(f"{where} is not JSON: {error}; {expected}") from error
 
 
 def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -130,7 +143,7 @@ def _entries(path: Path, content: Any) -> list[Entry]:
     if not isinstance(content, dict):
         raise TaskError(f"{where}: {_EXPECTED}, found {kind_of(content)}")
     if {"input", "output"} <= content.keys():
-        _refuse_unknown(where, content, FIELDS)
+        refuse_unknown(where, content, FIELDS)
         lists = [value for value in content.values() if isinstance(value, list)]
         if len(lists) < len(content):
             return [_entry(f"{where}, its only pair", content)]
@@ -161,7 +174,7 @@ def _lines_of_table(path: Path, text: str, delimiter: str) -> Iterator[Entry]:
                 f"{where}: its first line holds {found}; expected the names of its columns, "
                 f"input{delimiter}output, once each; put that line before the pairs"
             )
-        _refuse_unknown(where, dict.fromkeys(names), FIELDS)
+        refuse_unknown(where, dict.fromkeys(names), FIELDS)
         for row in reader:
             place = f"{where}, line {reader.line_num}"
             if not row:
@@ -190,11 +203,16 @@ def _entry(where: str, value: Any) -> Entry:
             f"{where}: the key {missing[0]!r} is missing, found {kind_of(value)}; every pair "
             "needs 'input' and 'output'"
         )
-    _refuse_unknown(where, value, FIELDS)
+    refuse_unknown(where, value, FIELDS)
     return Entry(where, value)
 
 
-def _refuse_unknown(where: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:
+def refuse_unknown(where: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    """Refuse keys that have no meaning.
+
+    Raises:
+        TaskError: there is one.
+    """
     unknown = [key for key in given if key not in known]
     if unknown:
         raise TaskError(

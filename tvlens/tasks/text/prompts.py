@@ -14,6 +14,7 @@ These are plain frozen values. Drawing demonstrations and queries for a task is 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate, groupby
 from typing import overload
 
 from tvlens.errors import TaskError
@@ -57,6 +58,23 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Span:
+    """Characters of a prompt's text that play one role.
+
+    Attributes:
+        role: "start" (opening, instruction and the separator behind it), "input 1" and on, and
+            "answer 1" and on, of the demonstrations, "separators" (all that stands between these,
+            and before the query), "query" (what is asked), or "answer prefix" (what ends the text).
+        start: The first character.
+        stop: The character behind the last.
+    """
+
+    role: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
 class Template:
     """The text layout of a prompt.
 
@@ -83,9 +101,6 @@ class Template:
         for name, text in asdict(self).items():
             require_text(f"template: {name}", text)
 
-    def _question(self, text: str) -> str:
-        return f"{self.query_prefix}{text}{self.field_separator}{self.answer_prefix}"
-
     @property
     def digest(self) -> str:
         """SHA-256, in hexadecimal, of all its parts."""
@@ -93,9 +108,37 @@ class Template:
 
     def render(self, demos: Sequence[Pair], query_input: str) -> str:
         """The prompt text: the demonstrations in order, then the query without its answer."""
-        parts = [self.instruction] if self.instruction else []
-        parts += [f"{self._question(demo.input)}{self.answer_space}{demo.output}" for demo in demos]
-        return self.opening + self.pair_separator.join([*parts, self._question(query_input)])
+        return "".join(text for _, text in self._pieces(demos, query_input))
+
+    def spans(self, demos: Sequence[Pair], query_input: str) -> tuple[Span, ...]:
+        """The roles that the characters of the prompt text play, in order, none left out.
+
+        None for a text that is given as it is: without demonstrations, or anything around it.
+        """
+        roles = [role for role, text in self._pieces(demos, query_input) for _ in text]
+        if not {*roles} - {"query"}:
+            return ()
+        parts = [(role, len([*each])) for role, each in groupby(roles)]
+        ends = accumulate(length for _, length in parts)
+        return tuple(
+            Span(role, end - length, end) for (role, length), end in zip(parts, ends, strict=True)
+        )
+
+    def _pieces(self, demos: Sequence[Pair], query_input: str) -> Iterator[tuple[str, str]]:
+        """Role and text of all that the prompt is put together from."""
+        before_answer = self.field_separator + self.answer_prefix
+        yield "start", self.opening
+        if self.instruction:
+            yield "start", self.instruction + self.pair_separator
+        for i, demo in enumerate(demos, start=1):
+            yield "separators", self.query_prefix
+            yield f"input {i}", demo.input
+            yield "separators", before_answer
+            yield f"answer {i}", self.answer_space + demo.output
+            yield "separators", self.pair_separator
+        yield "separators", self.query_prefix
+        yield "query", query_input
+        yield "answer prefix", before_answer
 
 
 @dataclass(frozen=True)
@@ -114,6 +157,12 @@ class Prompt:
     def text(self) -> str:
         """The text that the model reads; it ends with the template's answer prefix."""
         return self.template.render(self.demos, self.query.input)
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """The roles that the characters of `text` play, in order, none left out; none at all for a
+        text that no layout surrounds."""
+        return self.template.spans(self.demos, self.query.input)
 
     @property
     def answer(self) -> str:
