@@ -111,8 +111,8 @@ def _by_head(backend: Backend, site: Site, change: Change, activation: Tensor) -
     elif activation.ndim == 4:
         heads = activation
     else:
-        n_kv = getattr(backend.model.cfg, "n_key_value_heads", None) or backend.n_head
-        heads = activation.unflatten(-1, (backend.n_head if site.kind in PER_HEAD else n_kv, -1))
+        n_head = backend.n_head if site.kind in PER_HEAD else backend.n_kv_head
+        heads = activation.unflatten(-1, (n_head, -1))
     return change(site, heads).reshape(activation.shape)
 
 

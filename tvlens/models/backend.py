@@ -75,6 +75,11 @@ class Backend(ABC):
         return int(self.model.cfg.n_heads)
 
     @property
+    def n_kv_head(self) -> int:
+        """Heads of keys and values, fewer than those of queries under grouped-query attention."""
+        return int(getattr(self.model.cfg, "n_key_value_heads", None) or self.n_head)
+
+    @property
     def d_head(self) -> int:
         return int(self.model.cfg.d_head)
 

@@ -119,13 +119,12 @@ class BridgeBackend(Backend):
     def anatomy(self) -> Anatomy:
         refuse_unknown(_unknown(self.config, self.model))
         rotary = rotaries(self.model)
-        n_kv_head = int(getattr(self.model.cfg, "n_key_value_heads", None) or self.n_head)
         return Anatomy(
             blocks=tuple(
                 _block(self.model, self.config, n, rotary[n]) for n in range(self.n_layer)
             ),
             n_head=self.n_head,
-            n_kv_head=n_kv_head,
+            n_kv_head=self.n_kv_head,
             d_head=self.d_head,
         )
 

@@ -58,7 +58,7 @@ class HookedBackend(Backend):
         return Anatomy(
             blocks=tuple(_block(cfg, block) for block in self.model.blocks),
             n_head=cfg.n_heads,
-            n_kv_head=cfg.n_key_value_heads or cfg.n_heads,
+            n_kv_head=self.n_kv_head,
             d_head=cfg.d_head,
         )
 
