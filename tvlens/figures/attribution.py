@@ -139,12 +139,15 @@ def _names(
     axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], names: Sequence[str]
 ) -> None:
     """Names of dots in a column at the right of a panel, each with a line to its dot."""
-    gap = 0.055 * float(np.ptp(axes.get_ylim()))
     order = np.argsort(y, kind="stable")
-    heights = y[order].copy()
-    for place in range(1, len(order)):
-        heights[place] = max(heights[place], heights[place - 1] + gap)
-    heights -= max(0.0, float(heights.max(initial=-np.inf)) - axes.get_ylim()[1])
+    steps = 0.06 * float(np.ptp(axes.get_ylim())) * np.arange(len(order))
+    # Pushed up until none overlap, pushed down likewise, and the mean of both.
+    above = y[order] - steps
+    up, down = np.maximum.accumulate(above), np.minimum.accumulate(above[::-1])[::-1]
+    heights = (up + down) / 2 + steps
+    low, high = axes.get_ylim()
+    heights += max(0.0, low - float(heights.min(initial=low)))
+    heights -= max(0.0, float(heights.max(initial=high)) - high)
     for dot, height in zip(order, heights, strict=True):
         axes.annotate(
             names[dot],
@@ -153,5 +156,5 @@ def _names(
             textcoords=axes.get_yaxis_transform(),
             va="center",
             fontsize=6.5,
-            arrowprops={"arrowstyle": "-", "color": RED, "lw": 0.5, "shrinkA": 1, "shrinkB": 2},
+            arrowprops={"arrowstyle": "-", "color": RED, "lw": 0.5, "relpos": (0, 0.5)},
         )

@@ -273,8 +273,8 @@ def label_columns(axes: Axes, grid: DataFrame, labels: Sequence[str], width: flo
     Where they are too many to be read, only every second, third, … is written.
     """
     pitch = 72 * width / len(labels)
-    step = int(np.ceil(0.95 * _SMALLEST / pitch))
-    places = range(len(labels) - 1, -1, -step)
+    step = int(np.ceil(_SMALLEST / pitch))
+    places = range((len(labels) - 1) % step, len(labels), step)
     axes.set_xticks(
         [_first(grid) + place for place in places],
         [labels[place] for place in places],

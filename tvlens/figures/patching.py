@@ -89,9 +89,9 @@ def position_map(
     n_layers, n_places = maps[sites[0]].shape
     labels = _labels(list(maps[sites[0]].columns), tokens)
     lines, across = (len(sites), 1) if n_places > 30 else (1, len(sites))
-    width = float(np.clip(0.16 * n_places, 1.5, max(1.5, 6.2 / across)))
+    width = float(np.clip(0.16 * n_places, 1.5, max(1.5, 6.4 / across)))
     height = float(np.clip(0.085 * n_layers, 1.1, 3.0))
-    size = 1.1 + across * (width + 0.1), 1.1 + lines * (height + 0.2)
+    size = 1.2 + across * (width + 0.1), 1.1 + lines * (height + 0.2)
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(lines, across, sharex=True, sharey=True, squeeze=False)
     for axes, name in zip(panels.flat, sites, strict=True):
