@@ -103,8 +103,10 @@ def test_a_position_map_shows_the_table_with_the_tokens_below(value: Any) -> Non
     expected = grid(patches(list(range(6))), "position", list(range(6)), value)
     np.testing.assert_array_equal(drawn(axes), expected)
     assert axes.images[0].get_clim() == (-np.abs(expected).max(), np.abs(expected).max())
-    assert axes.get_ylim() == (-0.5, 3.5)  # layer 0 at the bottom
-    assert axes.get_xlim() == (-0.5, 5.5)
+    # Layer 0 at the bottom, position 0 at the left.
+    assert axes.images[0].origin == "lower"
+    assert axes.images[0].get_extent() == [-0.5, 5.5, -0.5, 3.5]
+    assert (*axes.get_xlim(), *axes.get_ylim()) == (-0.5, 5.5, -0.5, 3.5)
     assert axes.get_xticks().tolist() == list(range(6))
     assert below(axes) == ["<s>", "Q", ":", "·$a$·b", "⏎", "⇥A"]
     assert not any(label.get_parse_math() for label in axes.get_xticklabels())
@@ -121,6 +123,17 @@ def test_positions_without_tokens_are_numbered() -> None:
     assert axes.get_xlim() == (2.5, 8.5)
     assert below(axes) == [str(place) for place in range(3, 9)]
     assert figure.get_supxlabel() == "position"
+
+
+def test_tokens_are_counted_from_the_start_of_the_prompt() -> None:
+    table = patches(list(range(3, 9)))
+    tokens = list("abcdefghi")
+    (axes,) = panels(
+        draw(figures.position_map(table, task="antonym", site="resid_pre", tokens=tokens))
+    )
+    assert dict(zip(axes.get_xticks(), below(axes), strict=True)) == dict(
+        zip(range(3, 9), "defghi", strict=True)
+    )
 
 
 def test_what_was_not_patched_is_grey() -> None:
@@ -425,8 +438,11 @@ def test_names_of_what_is_missed_do_not_overlap() -> None:
     assert "Spearman" not in second.get_title()  # all are 0, so they have no order
     boxes = [Text.get_window_extent(text) for axes in figure.axes for text in axes.texts]
     assert not [(a, b) for n, a in enumerate(boxes) for b in boxes[:n] if a.overlaps(b)]
-    width, height = figure.canvas.get_width_height()
-    assert all(box.y0 >= 0 and box.y1 <= height and box.x1 <= width for box in boxes)
+    assert all(box.x1 <= figure.bbox.x1 for box in boxes)
+    for axes in figure.axes:
+        middles = [np.mean(Text.get_window_extent(text).intervaly) for text in axes.texts]
+        assert axes.bbox.y0 - 1 <= min(middles)
+        assert max(middles) <= axes.bbox.y1 + 1
 
 
 def test_effects_in_one_table_only_are_left_out() -> None:
