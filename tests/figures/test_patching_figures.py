@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -483,6 +484,28 @@ def test_one_head_can_be_drawn() -> None:
     (axes,) = panels(draw(heads(patches(["query"], "z", layers=1, heads=1))))
     assert below(axes) == ["0"]
     assert framed(axes) == {(0, 0)}
+
+
+def test_a_site_without_shares_is_grey_beside_one_that_has_them() -> None:
+    table = pd.concat([patches(TEXT), patches(TEXT, "mlp_out", normalised=np.nan)])
+    figure = draw(position(table, site=["resid_pre", "mlp_out"], value="normalised"))
+    first, second = panels(figure)
+    assert np.isfinite(drawn(first)).all()
+    assert np.isnan(drawn(second)).all()
+
+
+@pytest.mark.parametrize("places", [[0, 1, 2], TEXT, [""]])
+def test_a_table_from_a_file_draws_the_same(places: list[Any], tmp_path: Path) -> None:
+    table = pd.concat([patches(places), patches(places, "z", heads=2)])
+    table.to_csv(tmp_path / "patching.csv", index=False)
+    read = pd.read_csv(tmp_path / "patching.csv")
+    empty = table.astype(object).where(table.notna(), "")
+    for again in (read, empty):
+        (first,), (second,) = (panels(position(each)) for each in (table, again))
+        np.testing.assert_allclose(drawn(first), drawn(second))
+        assert below(first) == below(second)
+        (first,), (second,) = (panels(heads(each, over="sum")) for each in (table, again))
+        np.testing.assert_allclose(drawn(first), drawn(second))
 
 
 def test_effects_that_are_all_0_can_be_drawn() -> None:

@@ -96,7 +96,7 @@ def choose(table: DataFrame, task: str, value: str, method: str, metric: str | N
             f"{(~single).sum()} of roles: draw a table of either"
         )
     else:
-        place = rows["role"].fillna("").replace("", "query")
+        place = rows["role"].astype(object).fillna("").replace("", "query")
     return checked(rows.assign(place=place), value, "site", "head", "place")
 
 
@@ -216,7 +216,7 @@ def grids(parts: Mapping[Key, DataFrame], across: str, value: str) -> dict[Key, 
 
 def limit(maps: Iterable[DataFrame]) -> float:
     """The largest size of any number in the grids; 1 where all are 0."""
-    return max(float(np.nanmax(np.abs(grid), initial=0)) for grid in maps) or 1.0
+    return max(float(np.nanmax(np.abs(grid.to_numpy()), initial=0)) for grid in maps) or 1.0
 
 
 def draw(axes: Axes, grid: DataFrame, scale: float) -> AxesImage:
