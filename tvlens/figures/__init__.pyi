@@ -1,5 +1,10 @@
+from .attribution import approximation as approximation
 from .curves import error_curves as error_curves
 from .modalities import modality_dots as modality_dots
+from .patching import head_map as head_map
+from .patching import head_paths as head_paths
+from .patching import position_map as position_map
+from .patching import role_maps as role_maps
 from .scores import head_maps as head_maps
 from .scores import layer_profiles as layer_profiles
 from .scores import overlap_curve as overlap_curve
