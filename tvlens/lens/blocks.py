@@ -37,13 +37,24 @@ def project(
     heads = qkv.unflatten(-1, (anatomy.n_head + 2 * anatomy.n_kv_head, anatomy.d_head))
     q, k, v = heads.split([anatomy.n_head, anatomy.n_kv_head, anatomy.n_kv_head], dim=-2)
     q, k, v = act("q", q), act("k", k), act("v", v)
+    q, k = ready(block, q, k, position)
+    return q, k, v if block.clip is None else v.clamp(-block.clip, block.clip)
+
+
+def ready(
+    block: Block,
+    q: Float[Tensor, "*rows head d_head"],
+    k: Float[Tensor, "*rows kv_head d_head"],
+    position: Int[Tensor, "*#rows"],
+) -> tuple[Tensor, Tensor]:
+    """Queries and keys normalised, clipped and turned, as they attend."""
     if block.norm_query is not None and block.norm_key is not None:
         q, k = block.norm_query(q), block.norm_key(k)
     if block.clip is not None:
-        q, k, v = (x.clamp(-block.clip, block.clip) for x in (q, k, v))
+        q, k = q.clamp(-block.clip, block.clip), k.clamp(-block.clip, block.clip)
     if block.rotate is not None:
         q, k = block.rotate(q, position), block.rotate(k, position)
-    return q, k, v
+    return q, k
 
 
 def attend_all(

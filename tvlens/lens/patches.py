@@ -94,18 +94,20 @@ class Patch(Edit):
 
 @dataclass(frozen=True)
 class Shift(Edit):
-    """Something is added at sites, at all columns: what gradients are taken with respect to.
+    """Something is added at sites: what gradients are taken with respect to.
 
     Attributes:
         layers: number of layers of the model.
-        added: what is added at each site, `[batch variant pos …]`; the first two axes may have size
-            1, and what follows are the site's own axes.
+        added: what is added at each site at every column, `[batch variant pos …]`; the first two
+            axes may have size 1, and what follows are the site's own axes.
         active: layers at which each variant adds.
+        query_only: whether it is added at the query position alone; `pos` then has size 1.
     """
 
     layers: int
     added: Mapping[Site, Tensor]
     active: Bool[Tensor, "variant layer"]
+    query_only: bool = False
 
     @property
     def n_variant(self) -> int:
@@ -125,9 +127,11 @@ class Shift(Edit):
 
     @property
     def at_query_only(self) -> bool:
-        return False
+        return self.query_only
 
     def columns(self, query: Int[Tensor, " batch"]) -> Int[Tensor, "#batch #variant at"]:
+        if self.query_only:
+            return query[:, None, None]
         width = next(iter(self.added.values())).shape[2]
         return torch.arange(width, device=query.device)[None, None]
 

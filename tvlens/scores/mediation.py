@@ -1,20 +1,27 @@
 """Causal mediation: how much each head, put back alone, restores the task (Todd et al., 2024)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
+import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tvlens.errors import NumericalError, TaskError
+from tvlens.errors import NumericalError, ShapeError, TaskError
 from tvlens.lens.edits import ReplaceHeads
+from tvlens.lens.engine import Reading
 from tvlens.lens.heads import HeadMeans, donor_outputs
 from tvlens.lens.lens import Lens
-from tvlens.scores.score import Scores
+from tvlens.models.batch import Batch
+from tvlens.scores.attribution import attributed_heads
+from tvlens.scores.score import HEAD_KEYS, Scores
 from tvlens.tasks.base import PromptSet
 from tvlens.tasks.text.prompts import Prompts
 from tvlens.tasks.text.task import Task
+
+S = TypeVar("S", bound="IndirectEffects")
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,9 +31,12 @@ class IndirectEffects(Scores):
     Attributes:
         values: score with the head's z replaced minus score without, per prompt.
         baseline: score of each prompt without a replacement.
+        exact: which heads' effects are exact where the others were only screened; None where all
+            are.
     """
 
     values: Float[Tensor, "prompt _layer _head"] = field(kw_only=True)
+    exact: Bool[Tensor, "_layer _head"] | None = None
 
     @classmethod
     def of(
@@ -37,11 +47,31 @@ class IndirectEffects(Scores):
         task: str,
         model: str,
         unit: str,
+        exact: Bool[Tensor, "layer head"] | None = None,
     ) -> "IndirectEffects":
         """The effects with these values; `unit` is that of the score, "probability" for text."""
-        return cls.of_prompts(
+        found = cls.of_prompts(
             values, name="aie", unit=unit, task=task, model=model, baseline=baseline
         )
+        return found if exact is None else replace(found, exact=exact)
+
+    def to_frame(self, *, seed: int = 0) -> pd.DataFrame:
+        """As of every score; screened effects have a column `aie_exact` too."""
+        table = super().to_frame(seed=seed)
+        if self.exact is None:
+            return table
+        rows = (table[name].to_numpy() for name in HEAD_KEYS[1:])
+        return table.assign(aie_exact=self.exact.numpy()[tuple(rows)])
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """That of every score, and which heads are exact."""
+        tensors, facts = super().state()
+        return (tensors if self.exact is None else tensors | {"exact": self.exact}), facts
+
+    @classmethod
+    def of_state(cls: type[S], tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> S:
+        """The effects that have this state."""
+        return replace(super().of_state(tensors, facts), exact=tensors.get("exact"))
 
 
 def mediation_prompts(
@@ -84,6 +114,7 @@ def indirect_effects(
     prompts: PromptSet,
     means: HeadMeans | None,
     *,
+    screen: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> IndirectEffects:
     """Indirect effects of all heads on prompts that do not carry the task.
@@ -98,10 +129,13 @@ def indirect_effects(
         prompts: label-shuffled prompts.
         means: mean head outputs over clean prompts of the same task; None replaces each prompt's
             heads by those of its own donor.
+        screen: exact effects of only so many heads, those of highest mean effect to first order
+            (`attributed_heads`); the others keep that approximation, and `exact` says which. The
+            prompts' keys and values are held meanwhile.
         progress: called with the number of prompts finished.
 
     Raises:
-        ShapeError: the means are of another model.
+        ShapeError: the means are of another model, or more heads are to be exact than there are.
         TaskError: no means are given, and the prompts have no donors.
         NumericalError: an effect is not finite.
     """
@@ -113,11 +147,15 @@ def indirect_effects(
     batch = lens.encode(prompts)
     layers = lens.backend.attention_layers
     each = ReplaceHeads.each_head(z.to(lens.backend.device, lens.backend.dtype), layers)
-    # One more variant, which replaces nothing, gives the baseline from the same reading.
-    edit = replace(each, mask=torch.cat([each.mask, torch.zeros_like(each.mask[:1])]))
-    scores = lens.outputs(batch, edit, lens.readout.score, advance=progress).cpu()
-    patched, baseline = scores[:, :-1], scores[:, -1:]
-    found = (patched - baseline).unflatten(1, (len(layers), lens.n_head))
+    exact = None
+    if screen is None:
+        # One more variant, which replaces nothing, gives the baseline from the same reading.
+        edit = replace(each, mask=torch.cat([each.mask, torch.zeros_like(each.mask[:1])]))
+        scores = lens.outputs(batch, edit, lens.readout.score, advance=progress).cpu()
+        found, baseline = scores[:, :-1] - scores[:, -1:], scores[:, -1]
+    else:
+        found, baseline, exact = _screened(lens, batch, each, z, screen, progress)
+    found = found.unflatten(1, (len(layers), lens.n_head))
     if not torch.isfinite(found).all():
         raise NumericalError(
             f"indirect effects on task {prompts.task!r} are not finite; expected finite "
@@ -127,8 +165,57 @@ def indirect_effects(
     values[:, list(layers)] = found
     return IndirectEffects.of(
         values,
-        baseline[:, 0],
+        baseline,
         task=prompts.task,
         model=lens.name,
         unit=lens.readout.score_name,
+        exact=exact,
     )
+
+
+def _screened(
+    lens: Lens,
+    batch: Batch,
+    each: ReplaceHeads,
+    z: Float[Tensor, "some_batch layer head d_head"],
+    screen: int,
+    progress: Callable[[int], None] | None,
+) -> tuple[Tensor, Tensor, Bool[Tensor, "layer head"]]:
+    """Effects of the variants of `each`, scores before, and which heads are exact."""
+    layers, n_heads = list(lens.backend.attention_layers), each.n_variant
+    if not 1 <= screen <= n_heads:
+        raise ShapeError(
+            f"exact effects of the best {screen} heads asked for, and {lens.name!r} has {n_heads} "
+            f"heads; choose screen from 1 to {n_heads}, or None for all"
+        )
+    held: list[Reading] = []
+    approximate, before, done = [], [], 0
+    z = z.to(lens.backend.device, lens.backend.dtype)
+    with lens.frozen():
+        for reading in lens.readings(batch):
+            own = z if len(z) == 1 else z[done : done + len(reading)]
+            found, score = attributed_heads(lens, reading, own)
+            held.append(reading)
+            approximate.append(found[:, layers].flatten(1).cpu())
+            before.append(score.cpu())
+            done += len(reading)
+        values = torch.cat(approximate)
+        best = values.double().mean(dim=0).topk(screen).indices.sort().values
+        chosen, done = each.of_variants(best.to(each.mask.device)), 0
+        with torch.no_grad():
+            for reading in held:
+                rows = slice(done, done + len(reading))
+                edit = chosen.of_prompts(rows.start, rows.stop)
+                parts = [
+                    lens.readout.score(lens.engine.run(reading, few), reading.batch).cpu()
+                    for few in lens.variants(reading, edit)
+                ]
+                values[rows, best] = (torch.cat(parts, dim=1) - torch.cat(before)[rows, None]).to(
+                    values.dtype
+                )
+                done = rows.stop
+                if progress is not None:
+                    progress(len(reading))
+    exact = torch.zeros(lens.n_layer, lens.n_head, dtype=torch.bool)
+    exact[torch.tensor(layers)[best // lens.n_head], best % lens.n_head] = True
+    return values, torch.cat(before), exact

@@ -79,8 +79,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("kl", "nats", _kl),
     Metric("squared_error", "squared error", _squared_error, of_text=False),
 )
-"""Metrics by name. `logit_difference` is that of the right answer and the wrong one that is given, or
-the mean over the vocabulary; `kl` is KL(source run || patched run). Of several right answers the
+"""Metrics by name. `logit_difference` is that of the right answer and the wrong one that is given,
+or the mean over the vocabulary; `kl` is KL(source run || patched run). Of several right answers the
 likeliest counts. `squared_error` is over the variance of the task.
 """
 

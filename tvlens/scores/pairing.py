@@ -1,7 +1,7 @@
 """Source and target prompts side by side, in pieces that are patched together."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -262,21 +262,15 @@ def n_heads(lens: Lens, kind: SiteKind) -> int:
 
 
 def trimmed(batch: Batch) -> tuple[Batch, int]:
-    """The batch without columns that are padding in every prompt, and how many these were."""
-    first = int(batch.mask.int().argmax(dim=1).min())
-    if not first:
-        return batch, 0
-    return (
-        Batch(
-            batch.inputs[:, first:],
-            batch.mask[:, first:],
-            batch.query - first,
-            batch.target,
-            batch.answers,
-            batch.shared,
-        ),
-        first,
+    """The batch without columns that no query sees, and how many there were before the others."""
+    first, end = int(batch.mask.int().argmax(dim=1).min()), int(batch.query.max()) + 1
+    cut = replace(
+        batch,
+        inputs=batch.inputs[:, first:end],
+        mask=batch.mask[:, first:end],
+        query=batch.query - first,
     )
+    return cut, first
 
 
 def _moved(columns: Int[Tensor, "batch place at"], n: int) -> Int[Tensor, "batch place at"]:
