@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from helpers import zoo
-from tvlens import bench as module
+from tvlens.bench import replay as module
 from tvlens import timing
 from tvlens.bench import BenchSettings, bench, doubts
 from tvlens.lens.edits import ReplaceHeads

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from tvlens import bench as module
+from tvlens.bench import curves as module
 from tvlens.bench import CurveBenchSettings, bench_curves, doubts
 from tvlens.timing import Timings
 

@@ -28,7 +28,9 @@ study_app = typer.Typer(help="The whole study of several tasks.", no_args_is_hel
 regression_app = typer.Typer(
     help="Transformers that learn functions in context.", no_args_is_help=True
 )
+bench_app = typer.Typer()
 app.add_typer(study_app, name="study")
+app.add_typer(bench_app, name="bench")
 app.add_typer(regression_app, name="regression")
 
 app.command("models")(models.list_models)
@@ -37,7 +39,8 @@ app.command("mediate")(scores.mediate)
 app.command("fit")(vectors.fit)
 app.command("evaluate")(vectors.evaluate)
 app.command("compare")(scores.compare)
-app.command("bench")(bench.bench_text)
+bench_app.callback(invoke_without_command=True)(bench.bench_text)
+bench_app.command("patching")(bench.bench_patching)
 study_app.command("text")(studies.study_text)
 study_app.command("regression")(studies.study_regression)
 regression_app.command("train")(models.train_regression)

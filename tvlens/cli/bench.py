@@ -25,43 +25,70 @@ from tvlens.console import say, show
 from tvlens.errors import UnknownNameError
 
 if TYPE_CHECKING:
+    from tvlens.runs.run import Run
+    from tvlens.tasks import Task
     from tvlens.timing import Figures
 
 
+TaskOption = Annotated[
+    str,
+    typer.Option("--task", help="Task whose prompts are used.", autocompletion=complete_tasks),
+]
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", help="Also write the figures to this file.")
+]
+
+
 def bench_text(
+    ctx: typer.Context,
     out: OutOption = Path("runs/bench"),
     model: ModelOption = "smollm2-135m",
-    task: Annotated[
-        str,
-        typer.Option("--task", help="Task whose prompts are used.", autocompletion=complete_tasks),
-    ] = "present-past",
+    task: TaskOption = "present-past",
     data: DataOption = None,
     backend: BackendOption = "bridge",
     dtype: DtypeOption = None,
     device: DeviceOption = None,
     revision: RevisionOption = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write the figures to this file.")
-    ] = None,
+    json_file: JsonOption = None,
 ) -> None:
     """Replay against loops of whole forward passes, timed in turn; writes OUT/bench.csv."""
-    chosen = read_tasks(task, data, "error")
-    if len(chosen) != 1:
-        raise UnknownNameError(f"--task {task!r}: expected one task, got {len(chosen)}")
-    (found,) = chosen.values()
-
-    import pandas as pd
+    if ctx.invoked_subcommand is not None:
+        return
+    chosen = _one_task(task, data)
 
     from tvlens.bench import BenchSettings, bench
-    from tvlens.runs.storage import encode_json, write
 
-    lens = load_lens(model, backend, dtype, device, revision)
-    settings = BenchSettings()
+    lens, settings = load_lens(model, backend, dtype, device, revision), BenchSettings()
     with open_run(out, "bench", lens, chosen, settings) as run:
-        figures = bench(lens, found, settings, say=say)
-        run.write_table("bench", pd.DataFrame([figures]))
-    if json_file is not None:
-        write(json_file, encode_json("the benchmark", figures))
+        figures = bench(lens, next(iter(chosen.values())), settings, say=say)
+        _write(run, figures, json_file)
+    _show_figures(figures, repr(lens))
+
+
+def bench_patching(
+    out: OutOption = Path("runs/bench-patching"),
+    model: ModelOption = "smollm2-135m",
+    task: TaskOption = "present-past",
+    data: DataOption = None,
+    backend: BackendOption = "bridge",
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    revision: RevisionOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Patching against transformer-lens' own functions, and exact against approximate effects.
+
+    Writes OUT/bench.csv.
+    """
+    chosen = _one_task(task, data)
+
+    from tvlens.bench import PatchBenchSettings
+    from tvlens.bench import bench_patching as bench
+
+    lens, settings = load_lens(model, backend, dtype, device, revision), PatchBenchSettings()
+    with open_run(out, "bench patching", lens, chosen, settings) as run:
+        figures = bench(lens, next(iter(chosen.values())), settings, say=say)
+        _write(run, figures, json_file)
     _show_figures(figures, repr(lens))
 
 
@@ -77,6 +104,23 @@ def bench_regression(out: OutOption = Path("runs/bench-curves"), seed: SeedOptio
         found = bench_curves(settings, say=say)
         run.write_table("bench", pd.DataFrame([found]))
     _show_figures(found, digits=4)
+
+
+def _one_task(task: str, data: Path | None) -> "dict[str, Task]":
+    chosen = read_tasks(task, data, "error")
+    if len(chosen) != 1:
+        raise UnknownNameError(f"--task {task!r}: expected one task, got {len(chosen)}")
+    return chosen
+
+
+def _write(run: "Run", figures: "Figures", json_file: Path | None) -> None:
+    import pandas as pd
+
+    from tvlens.runs.storage import encode_json, write
+
+    run.write_table("bench", pd.DataFrame([figures]))
+    if json_file is not None:
+        write(json_file, encode_json("the benchmark", figures))
 
 
 def _show_figures(figures: "Figures", title: str | None = None, *, digits: int = 3) -> None:

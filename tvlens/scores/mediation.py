@@ -11,7 +11,6 @@ from torch import Tensor
 
 from tvlens.errors import NumericalError, ShapeError, TaskError
 from tvlens.lens.edits import ReplaceHeads
-from tvlens.lens.engine import Reading
 from tvlens.lens.heads import HeadMeans, donor_outputs
 from tvlens.lens.lens import Lens
 from tvlens.models.batch import Batch
@@ -188,18 +187,12 @@ def _screened(
             f"exact effects of the best {screen} heads asked for, and {lens.name!r} has {n_heads} "
             f"heads; choose screen from 1 to {n_heads}, or None for all"
         )
-    held: list[Reading] = []
-    approximate, before, done = [], [], 0
     z = z.to(lens.backend.device, lens.backend.dtype)
     with lens.frozen():
-        for reading in lens.readings(batch):
-            own = z if len(z) == 1 else z[done : done + len(reading)]
-            found, score = attributed_heads(lens, reading, own)
-            held.append(reading)
-            approximate.append(found[:, layers].flatten(1).cpu())
-            before.append(score.cpu())
-            done += len(reading)
-        values = torch.cat(approximate)
+        held = list(lens.readings(batch))
+        # One row a prompt: the more at once, the less often weights are fetched.
+        approximate, before = attributed_heads(lens, lens.engine.join(held), z)
+        values, before = approximate[:, layers].flatten(1).cpu(), before.cpu()
         best = values.double().mean(dim=0).topk(screen).indices.sort().values
         chosen, done = each.of_variants(best.to(each.mask.device)), 0
         with torch.no_grad():
@@ -210,12 +203,11 @@ def _screened(
                     lens.readout.score(lens.engine.run(reading, few), reading.batch).cpu()
                     for few in lens.variants(reading, edit)
                 ]
-                values[rows, best] = (torch.cat(parts, dim=1) - torch.cat(before)[rows, None]).to(
-                    values.dtype
-                )
+                effects = torch.cat(parts, dim=1) - before[rows, None]
+                values[rows, best] = effects.to(values.dtype)
                 done = rows.stop
                 if progress is not None:
                     progress(len(reading))
     exact = torch.zeros(lens.n_layer, lens.n_head, dtype=torch.bool)
     exact[torch.tensor(layers)[best // lens.n_head], best % lens.n_head] = True
-    return values, torch.cat(before), exact
+    return values, before, exact
