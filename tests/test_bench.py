@@ -8,9 +8,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from helpers import zoo
-from tvlens.bench import replay as module
 from tvlens import timing
 from tvlens.bench import BenchSettings, bench, doubts
+from tvlens.bench import replay as module
 from tvlens.lens.edits import ReplaceHeads
 from tvlens.lens.heads import mean_head_outputs
 from tvlens.lens.hooks import WholePassEngine

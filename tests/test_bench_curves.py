@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from tvlens.bench import curves as module
 from tvlens.bench import CurveBenchSettings, bench_curves, doubts
+from tvlens.bench import curves as module
 from tvlens.timing import Timings
 
 SETTINGS = CurveBenchSettings(preset="tiny", n_points=8, n_prompts=2, n_vectors=2, repeats=1)
