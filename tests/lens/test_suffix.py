@@ -124,7 +124,9 @@ def shift(backend, batch, kind):
 @pytest.mark.parametrize("kind", SITE_KINDS)
 @pytest.mark.parametrize("name", ["llama", "gpt2", "olmo2"])
 def test_gradients_are_those_of_whole_passes(name, kind):
-    backend, batch = zoo.backend(name, "bridge"), zoo.batch()
+    # What padding holds is nobody's business, and patterns have an axis of it.
+    rows = zoo.ROWS[:1] * 2 if kind == "pattern" else zoo.ROWS
+    backend, batch = zoo.backend(name, "bridge"), zoo.batch(rows)
     fast, slow = suffix_engine(backend), WholePassEngine(backend)
     edit = shift(backend, batch, kind)
     leaves = {site: x.requires_grad_() for site, x in edit.added.items()}
@@ -133,7 +135,6 @@ def test_gradients_are_those_of_whole_passes(name, kind):
         out = engine.run(engine.read(batch), edit)
         found.append((out.detach(), torch.autograd.grad(out.square().sum(), list(leaves.values()))))
     assert zoo.off(found[0][0], found[1][0]) < zoo.TOLERANCE[torch.float32]
-    # Padding before a prompt adds nothing to what its query sees.
     mask = batch.mask[:, None]
     for ours, theirs in zip(found[0][1], found[1][1], strict=True):
         real = mask.reshape(*mask.shape, *(1,) * (ours.ndim - 3))
@@ -221,7 +222,7 @@ def test_readings_are_joined_and_cut():
     clean = engine.run(whole, NoEdit(LAYERS))
     assert zoo.off(engine.run(some, NoEdit(LAYERS)), clean[[2, 0]]) < 1e-5
     assert torch.equal(whole.rows(slice(1, 3)).z, whole.z[1:3])
-    assert torch.equal(joined.factor, whole.factor)
+    assert zoo.off(joined.factor, whole.factor) < 1e-4
 
 
 def test_generation_goes_on_by_whole_passes():
