@@ -114,6 +114,37 @@ class PatchEffects(Kept):
         share = self.mean.double() / gap
         return (share if self.direction == "denoising" else 1 + share).to(self.values.dtype)
 
+    @classmethod
+    def joined(cls, parts: Sequence["PatchEffects"]) -> "PatchEffects":
+        """The effects on several sets of prompts as one, at all places that any of them has.
+
+        Raises:
+            ShapeError: they are of different sites, metrics, models or ways.
+        """
+        first = max(parts, key=lambda part: len(part.places))
+        same = ("site", "by", "metric", "direction", "method", "model")
+        for name in same:
+            several = {str(getattr(part, name)) for part in parts}
+            if len(several) > 1:
+                raise ShapeError(
+                    f"effects of different {name} cannot be joined: {', '.join(sorted(several))}; "
+                    "patch all prompts alike"
+                )
+        names = list(dict.fromkeys([*first.places, *(n for part in parts for n in part.places)]))
+        found = []
+        for part in parts:
+            values = part.values.new_full((*part.values.shape[:3], len(names)), torch.nan)
+            values[..., [names.index(name) for name in part.places]] = part.values
+            found.append(values)
+        return replace(
+            first,
+            values=torch.cat(found),
+            before=torch.cat([part.before for part in parts]),
+            source=torch.cat([part.source for part in parts]),
+            places=tuple(names),
+            tokens=parts[0].tokens,
+        )
+
     def at(self, place: str | int) -> "PatchEffects":
         """The effects at one place.
 
