@@ -254,6 +254,21 @@ class Backend(ABC):
         tokens = torch.randint(self.d_vocab, (2, n), generator=generator).tolist()
         return Batch.pad([tokens[0], tokens[1][: max(1, n - 2)]], [[[0]], [[0]]]).to(self.device)
 
+    def repeated(self, n: int, length: int, *, prefix: Sequence[int], seed: int) -> Batch:
+        """Sequences of random tokens, each followed by itself.
+
+        Args:
+            n: number of sequences.
+            length: tokens of each before they come again.
+            prefix: special tokens put before; no special token is drawn.
+            seed: seed of the draws.
+        """
+        special = set(getattr(self.tokenizer, "all_special_ids", None) or ())
+        tokens = torch.tensor([token for token in range(self.d_vocab) if token not in special])
+        generator = torch.Generator().manual_seed(seed)
+        drawn = tokens[torch.randint(len(tokens), (n, length), generator=generator)].tolist()
+        return Batch.pad([[*prefix, *row, *row] for row in drawn], [[[0]]] * n)
+
     def forward(
         self, inputs: Tensor, mask: Bool[Tensor, "batch pos"]
     ) -> Float[Tensor, "batch pos d_vocab"]:
@@ -266,11 +281,29 @@ class Backend(ABC):
         """Residual stream before block 0, positions included, exactly as the model makes it."""
         return self.model(inputs, attention_mask=mask.long(), stop_at_layer=0)
 
-    @abstractmethod
     def unembed(
         self, residual: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits of residual streams after the last block."""
+        return self.bound(self.project_to_logits(self.final_norm(residual)))
+
+    @abstractmethod
+    def final_norm(
+        self, residual: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """What the unembedding reads of residual streams after the last block."""
+
+    @abstractmethod
+    def project_to_logits(
+        self, normed: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits before any bound, which are linear in what `final_norm` gives."""
+
+    def bound(
+        self, logits: Float[Tensor, "batch pos d_vocab"]
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits as the model bounds them, if it does."""
+        return logits
 
     @abstractmethod
     def anatomy(self) -> Anatomy:

@@ -105,14 +105,24 @@ class BridgeBackend(Backend):
         with self.hooks([(name, lambda scores, hook: scores.clamp(min=lowest)) for name in names]):
             return super().forward(inputs, mask)
 
-    def unembed(
+    def final_norm(
         self, residual: Float[Tensor, "batch pos d_model"]
-    ) -> Float[Tensor, "batch pos d_vocab"]:
+    ) -> Float[Tensor, "batch pos d_model"]:
         norm = next(self.model.ln_final.parameters(), residual)
-        logits = self.model.unembed(self.model.ln_final(residual.to(norm.device)))
-        # Granite divides them, Cohere multiplies them, Gemma 2 caps them.
+        return self.model.ln_final(residual.to(norm.device))
+
+    def project_to_logits(
+        self, normed: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        # Granite divides them, Cohere multiplies them.
+        logits = self.model.unembed(normed)
         logits = logits / (getattr(self.config, "logits_scaling", None) or 1.0)
-        logits = logits * (getattr(self.config, "logit_scale", None) or 1.0)
+        return logits * (getattr(self.config, "logit_scale", None) or 1.0)
+
+    def bound(
+        self, logits: Float[Tensor, "batch pos d_vocab"]
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        # Gemma 2 caps them.
         cap = getattr(self.config, "final_logit_softcapping", None)
         return cap * (logits / cap).tanh() if cap else logits
 

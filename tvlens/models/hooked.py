@@ -46,11 +46,22 @@ class HookedBackend(Backend):
         parts = ("normalized", "scale") if norm else ()
         return tuple(f"blocks.{layer}.{norm}.hook_{part}" for part in parts)
 
-    def unembed(
+    def final_norm(
         self, residual: Float[Tensor, "batch pos d_model"]
-    ) -> Float[Tensor, "batch pos d_vocab"]:
+    ) -> Float[Tensor, "batch pos d_model"]:
         has_norm = self.model.cfg.normalization_type is not None
-        return self.model.unembed(self.model.ln_final(residual) if has_norm else residual)
+        return self.model.ln_final(residual) if has_norm else residual
+
+    def project_to_logits(
+        self, normed: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        return self.model.unembed(normed)
+
+    def bound(
+        self, logits: Float[Tensor, "batch pos d_vocab"]
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        cap = self.model.cfg.output_logits_soft_cap
+        return cap * (logits / cap).tanh() if cap > 0 else logits
 
     def anatomy(self) -> Anatomy:
         cfg = self.model.cfg

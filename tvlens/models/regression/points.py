@@ -88,6 +88,16 @@ class _ReadsPoints(Backend):
             "of a FunctionTask"
         )
 
+    def repeated(self, n: int, length: int, *, prefix: object = (), seed: int) -> Batch:
+        """Sequences of random numbers as points give them, x and y by turns, followed by itself."""
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randn(n, length, self.trained.sizes.n_dims, generator=generator)
+        # As many x as y, so that the second half has them at the same places.
+        drawn = drawn[:, : length // 2 * 2]
+        drawn[:, 1::2, 1:] = 0.0
+        inputs = drawn.repeat(1, 2, 1).to(self.device, self.dtype)
+        return Batch.of_sequences(inputs, torch.zeros(n).to(inputs))
+
     def _of_points(self, read_in: Float[Tensor, "batch pos d_model"]) -> Tensor:
         raise NotImplementedError
 
