@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tvlens.models.anatomy import (
+    BehindNorm,
     Block,
     UnknownArchitectureError,
-    behind_norm,
     refuse_unknown,
     side_by_side,
     turn,
@@ -42,11 +42,11 @@ def test_an_mlp_reads_what_the_attention_leaves_or_what_it_reads():
         norm=norm, w_qkv=torch.ones(2, 3), b_qkv=None, w_o=torch.ones(1, 2), b_o=None, scale=1.0
     )
     assert block.finish(residual, attn_out).tolist() == [11, 22]
-    behind = replace(block, mlp=behind_norm(norm, mlp))
+    behind = replace(block, mlp=BehindNorm(norm, mlp))
     assert behind.finish(residual, attn_out).tolist() == [11 + 11.5**2, 22 + 22.5**2]
     beside = replace(behind, parallel=True)
     assert beside.finish(residual, attn_out).tolist() == [11 + 1.5**2, 22 + 2.5**2]
-    halved = replace(block, mlp=behind_norm(norm, mlp, lambda x: x / 2))
+    halved = replace(block, mlp=BehindNorm(norm, mlp, lambda x: x / 2))
     assert halved.finish(residual, attn_out).tolist() == [11 + 11.5**2 / 2, 22 + 22.5**2 / 2]
 
 

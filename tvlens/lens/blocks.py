@@ -153,6 +153,14 @@ def project_out(
     return out if block.b_o is None else out + block.b_o
 
 
+def scaled_output(
+    block: Block, z: Float[Tensor, "*rows head d_head"]
+) -> Float[Tensor, "*rows d_model"]:
+    """What attention adds to the residual stream: what is projected, as the block scales it."""
+    out = project_out(block, z)
+    return out if block.scale_output is None else block.scale_output(out)
+
+
 def factor(block: Block, z: Float[Tensor, "batch head d_head"]) -> Float[Tensor, "batch d_model"]:
     """What the block multiplies the output of its attention by before it adds it."""
     out = project_out(block, z)
@@ -181,8 +189,8 @@ def write(
     """The residual streams behind a block, of those before it and of what attention gathered."""
     if act is not None:
         z = act("z", z)
-    out = project_out(block, z)
-    x, out = x.to(out.device), out if block.scale_output is None else block.scale_output(out)
+    out = scaled_output(block, z)
+    x = x.to(out.device)
     if act is None:
         return block.finish(x, out)
     middle = x + act("attn_out", out)

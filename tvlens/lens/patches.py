@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tvlens.lens.edits import Activation, Edit
@@ -90,6 +90,77 @@ class Patch(Edit):
 
         values = {layer: chosen(x) for layer, x in self.values.items()}
         return replace(self, at=chosen(self.at), values=values, source=chosen(self.source))
+
+
+@dataclass(frozen=True)
+class PutIn(Edit):
+    """What stands at several sites is replaced at once, by values of every variant's own.
+
+    Attributes:
+        layers: number of layers of the model.
+        at: columns at which all variants act on each prompt; -1 fills up.
+        values: what is put in at each site, or at one head of it, `[batch variant at …]`.
+        added: what is added behind the last block at the same columns, or None.
+    """
+
+    layers: int
+    at: Int[Tensor, "_batch at"]
+    values: Mapping[Site, Tensor]
+    added: Float[Tensor, "_batch _variant at d_model"] | None = None
+
+    @property
+    def n_variant(self) -> int:
+        return self._some.shape[1]
+
+    @property
+    def n_layer(self) -> int:
+        return self.layers
+
+    @property
+    def acting(self) -> Bool[Tensor, "variant layer"]:
+        here = torch.zeros(self.n_variant, self.layers, dtype=torch.bool)
+        here[:, [site.layer for site in self.sites]] = True
+        return here
+
+    @property
+    def sites(self) -> frozenset[Site]:
+        whole = {Site(kind, layer) for kind, layer, _ in self.values}
+        return frozenset(whole if self.added is None else {*whole, self._end})
+
+    @property
+    def at_query_only(self) -> bool:
+        return False
+
+    def columns(self, query: Int[Tensor, " batch"]) -> Int[Tensor, "#batch #variant at"]:
+        return self.at[:, None]
+
+    def change(self, site: Site, activation: Activation) -> Activation:
+        n = activation.shape[1]
+        new = activation.clone()
+        for (kind, layer, head), value in self.values.items():
+            if (kind, layer) == site[:2]:
+                new[..., slice(None) if head is None else head, :] = value[:, :n].to(new.dtype)
+        if site == self._end and self.added is not None:
+            new = new + self.added[:, :n].to(new.dtype)
+        return new
+
+    def of_variants(self, index: Int[Tensor, " chosen"]) -> "PutIn":
+        values = {site: x[:, index] for site, x in self.values.items()}
+        added = None if self.added is None else self.added[:, index]
+        return replace(self, values=values, added=added)
+
+    def of_prompts(self, start: int, stop: int) -> "PutIn":
+        values = {site: x[start:stop] for site, x in self.values.items()}
+        added = None if self.added is None else self.added[start:stop]
+        return replace(self, at=self.at[start:stop], values=values, added=added)
+
+    @property
+    def _some(self) -> Tensor:
+        return next(iter(self.values.values()))
+
+    @property
+    def _end(self) -> Site:
+        return Site("resid_post", self.layers - 1)
 
 
 @dataclass(frozen=True)

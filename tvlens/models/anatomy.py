@@ -42,7 +42,7 @@ class Block:
     w_o: Float[Tensor, "head_d_head d_model"]
     b_o: Float[Tensor, " d_model"] | None
     scale: float
-    mlp: Callable[[Tensor], Tensor] | None = None
+    mlp: "BehindNorm | None" = None
     parallel: bool = False
     norm_query: Callable[[Tensor], Tensor] | None = None
     norm_key: Callable[[Tensor], Tensor] | None = None
@@ -121,25 +121,27 @@ def turn(
     return torch.cat([turned * cos + quarter(turned) * sin, kept], dim=-1).to(x.dtype)
 
 
-def behind_norm(
-    norm: Callable[[Tensor], Tensor],
-    mlp: Callable[[Tensor], Tensor],
-    scale: Callable[[Tensor], Tensor] | None = None,
-) -> Callable[[Tensor], Tensor]:
-    """`Block.mlp` of a block whose MLP reads the residual stream through `norm`.
+@dataclass(frozen=True)
+class BehindNorm:
+    """An MLP that reads the residual stream through a norm: what it adds, of what it reads.
 
-    Args:
+    Attributes:
         norm: normalisation before the MLP.
         mlp: the MLP.
-        scale: what the block does to the MLP's output before it adds it.
+        scale: what the block does to the MLP's output before it adds it, or None.
     """
 
-    def added(residual: Tensor) -> Tensor:
-        read = norm(residual)
+    norm: Callable[[Tensor], Tensor]
+    mlp: Callable[[Tensor], Tensor]
+    scale: Callable[[Tensor], Tensor] | None = None
+
+    def __call__(self, residual: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+        return self.of_normed(self.norm(residual))
+
+    def of_normed(self, read: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+        """What is added, of what the norm gives."""
         # Mixtures of experts read batches of sequences, no more axes, and some give their choices
         # too; OPT's MLP puts all positions in a row.
-        out = mlp(read.flatten(0, -3) if read.ndim > 3 else read)
-        out = (out[0] if isinstance(out, tuple) else out).reshape(residual.shape)
-        return out if scale is None else scale(out)
-
-    return added
+        out = self.mlp(read.flatten(0, -3) if read.ndim > 3 else read)
+        out = (out[0] if isinstance(out, tuple) else out).reshape(read.shape)
+        return out if self.scale is None else self.scale(out)

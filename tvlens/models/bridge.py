@@ -13,9 +13,9 @@ from torch import Tensor
 from tvlens.errors import ModelError
 from tvlens.models.anatomy import (
     Anatomy,
+    BehindNorm,
     Block,
     UnknownArchitectureError,
-    behind_norm,
     refuse_unknown,
     side_by_side,
 )
@@ -244,7 +244,7 @@ def _block(
         sinks=None if sinks is None else sinks.detach(),
         window=_window(config, layer),
         scale_output=_scaled(norms["ln1_post"], config),
-        mlp=behind_norm(
+        mlp=BehindNorm(
             # Some parallel blocks have one norm for both.
             norms["ln2"] or (norms["ln1"] if parallel else None) or _as_it_is,
             _mlp(block),

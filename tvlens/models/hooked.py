@@ -13,8 +13,8 @@ from torch import Tensor
 from tvlens.errors import ModelError
 from tvlens.models.anatomy import (
     Anatomy,
+    BehindNorm,
     Block,
-    behind_norm,
     refuse_unknown,
     side_by_side,
     turn,
@@ -199,7 +199,7 @@ def _block(cfg: Any, block: Any) -> Block:
         w_o=attn.W_O.detach().flatten(0, 1),
         b_o=attn.b_O.detach(),
         scale=1.0 / float(attn.attn_scale),
-        mlp=None if cfg.attn_only else behind_norm(block.ln2, block.apply_mlp),
+        mlp=None if cfg.attn_only else BehindNorm(block.ln2, block.apply_mlp),
         parallel=bool(cfg.parallel_attn_mlp),
     )
 

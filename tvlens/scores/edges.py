@@ -1,0 +1,184 @@
+"""Edges between parts of a model: prompts run with what heads say to receivers, and to no other."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tvlens.errors import ModelError
+from tvlens.lens.blocks import project_out, scaled_output
+from tvlens.lens.engine import Engine, Reading
+from tvlens.lens.lens import Lens
+from tvlens.lens.norms import frozen
+from tvlens.lens.patches import PutIn
+from tvlens.lens.sites import Site
+from tvlens.lens.suffix import Passage
+from tvlens.models.anatomy import Anatomy
+from tvlens.scores.ranking import Head
+from tvlens.scores.receivers import Receiver
+
+NormScale = Literal["exact", "frozen"]
+"""Whether the norm that a receiver reads through is made anew, or its scale is held."""
+
+Change = Float[Tensor, "batch sender at d_model"]
+
+# Of logits of streams that were recorded, against those of whole passes, in standard deviations.
+_SAME = 0.05
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Runs prompts with what senders say to receivers.
+
+    Attributes:
+        lens: the model.
+        engine: runs them.
+        anatomy: its blocks; None where it is run whole.
+        receivers: who hears the senders.
+        norm: how receivers' norms are made.
+        reading: the target prompts.
+        to: columns at which senders are patched; -1 fills up.
+        z: what heads gather there in the target prompts, layer by layer.
+        new: what they are given.
+        last: the residual stream behind the last block, at the query.
+    """
+
+    lens: Lens
+    engine: Engine[Any]
+    anatomy: Anatomy | None
+    receivers: tuple[Receiver, ...]
+    norm: NormScale
+    reading: Reading
+    to: Int[Tensor, "batch at"]
+    z: Mapping[int, Float[Tensor, "batch at head d_head"]]
+    new: Mapping[int, Float[Tensor, "some_batch some_at head d_head"]]
+    last: Float[Tensor, "batch 1 d_model"]
+
+    def outputs(
+        self, senders: Sequence[Head]
+    ) -> Iterator[tuple[Float[Tensor, "batch few d_vocab"], Bool[Tensor, "batch few"]]]:
+        """Outputs under each sender, a few of them at a time, and where a receiver hears a change.
+
+        Args:
+            senders: heads in the order of layers.
+        """
+        rows, width = self.to.shape
+        tokens = max(self.lens.max_tokens, getattr(self.engine, "max_tokens", 0))
+        step = max(1, min(self.lens.max_rows // rows, tokens // (rows * width)))
+        for start in range(0, len(senders), step):
+            few = senders[start : start + step]
+            layers = [layer for layer, _ in few]
+            said = torch.cat(
+                [
+                    self._said(layer, [head for n, head in few if n == layer])
+                    for layer in dict.fromkeys(layers)
+                ],
+                dim=1,
+            ).where((self.to >= 0)[:, None, :, None], 0.0)
+            heard = {r: self._heard(r, said, layers) for r in self.receivers}
+            moved = [(change != 0).any(dim=3).any(dim=2) for change in heard.values()]
+            yield self._run(heard), torch.stack(moved).any(dim=0)
+
+    def require_same(self, clean: Float[Tensor, "batch d_vocab"]) -> None:
+        """Refuse a model whose logits are not those of its last stream, as tvlens reads it.
+
+        Raises:
+            ModelError: they differ.
+        """
+        try:
+            found = self.lens.backend.unembed(self.last)[:, 0].to(clean)
+            off = float((found - clean).abs().max() / clean.std())
+        except (AttributeError, RuntimeError):
+            off = torch.inf
+        if not off < _SAME:
+            raise ModelError(
+                f"{self.lens.name!r} makes its logits otherwise than by a last norm and an "
+                "unembedding that tvlens knows, so no path ends in them; patch whole activations "
+                "with patch(...) instead"
+            )
+
+    def _said(self, layer: int, heads: list[int]) -> Change:
+        """How what the block adds by attention changes with each of these heads."""
+        z, home = self.z[layer], self.lens.backend.device
+        difference = (self.new[layer].to(z) - z)[:, :, heads]
+        w_o = self.lens.w_o[layer, heads].to(z)
+        change = torch.einsum("bphd,hdm->bhpm", difference, w_o)
+        block = None if self.anatomy is None else self.anatomy.blocks[layer]
+        if block is None or block.scale_output is None:
+            return change.to(home)
+        out = project_out(block, z.to(block.device))[:, None]
+        scaled = block.scale_output(out + change.to(block.device)) - block.scale_output(out)
+        return scaled.to(home).where((change != 0).any(dim=3, keepdim=True).to(home), 0.0)
+
+    def _heard(self, receiver: Receiver, said: Change, layers: Sequence[int]) -> Change:
+        """What of it the receiver reads."""
+        hears = torch.tensor([receiver.hears(self.anatomy, n) for n in layers])
+        heard = said.where(hears.to(said.device)[None, :, None, None], 0.0)
+        if receiver.layer is not None:
+            return heard
+        at_query = self.to == self.reading.batch.query[:, None]
+        # Of a column that is given twice, the first.
+        at_query = at_query & (at_query.cumsum(dim=1) == 1)
+        return heard.where(at_query[:, None, :, None], 0.0)
+
+    def _run(self, heard: Mapping[Receiver, Change]) -> Float[Tensor, "batch few d_vocab"]:
+        to_logits = next((change for r, change in heard.items() if r.layer is None), None)
+        values: dict[Site, Tensor] = {}
+        for layer in {r.layer for r in self.receivers if r.layer is not None}:
+            values |= self._received(layer, {r: x for r, x in heard.items() if r.layer == layer})
+        if values:
+            edit = PutIn(self.lens.n_layer, self.to, values, to_logits)
+            return self.engine.run(self.reading, edit)
+        assert to_logits is not None
+        backend, change = self.lens.backend, to_logits.sum(dim=2)
+        if self.norm == "exact":
+            return backend.unembed(self.last + change).to(backend.device)
+        normed = self._normed(backend.final_norm, self.last, change)
+        return backend.bound(backend.project_to_logits(normed)).to(backend.device)
+
+    def _received(self, layer: int, heard: Mapping[Receiver, Change]) -> dict[Site, Tensor]:
+        """What receivers of one block make of their inputs."""
+        assert self.anatomy is not None
+        assert isinstance(self.reading, Passage)
+        block, home = self.anatomy.blocks[layer], self.lens.backend.device
+        x = at_columns(self.reading.residual[layer], self.to).to(block.device)[:, None]
+        found: dict[Site, Tensor] = {}
+        normed: Tensor | None = None
+        for receiver, said in heard.items():
+            change = said.to(block.device)
+            if receiver.kind == "mlp":
+                assert block.mlp is not None
+                read = x
+                if not block.parallel:
+                    z = at_columns(self.reading.heads[layer], self.to).to(block.device)
+                    read = x + scaled_output(block, z)[:, None]
+                out = block.mlp.of_normed(self._normed(block.mlp.norm, read, change))
+            else:
+                if normed is None:
+                    normed = self._normed(block.norm, x, change)
+                part = _part(self.anatomy, receiver)
+                out = normed @ block.w_qkv[:, part]
+                out = out if block.b_qkv is None else out + block.b_qkv[part]
+            found[Site(receiver.site_kind, layer, receiver.head)] = out.to(home)
+        return found
+
+    def _normed(
+        self, norm: Callable[[Tensor], Tensor], x: Float[Tensor, "*rows"], change: Tensor
+    ) -> Tensor:
+        return norm(x + change) if self.norm == "exact" else norm(x) + frozen(norm, x)(change)
+
+
+def _part(anatomy: Anatomy, receiver: Receiver) -> slice:
+    """The columns of `w_qkv` that make the query, key or value of one head."""
+    first = {"q": 0, "k": anatomy.n_head, "v": anatomy.n_head + anatomy.n_kv_head}
+    start = (first[receiver.kind] + (receiver.head or 0)) * anatomy.d_head
+    return slice(start, start + anatomy.d_head)
+
+
+def at_columns(x: Float[Tensor, "batch pos *rest"], columns: Int[Tensor, "batch at"]) -> Tensor:
+    """What stands at columns of every prompt; for -1 the first."""
+    rows = torch.arange(len(columns), device=x.device)[:, None]
+    return x[rows, columns.clamp(min=0).to(x.device)]
