@@ -15,8 +15,7 @@ from tvlens.lens.lens import Lens
 from tvlens.lens.norms import frozen
 from tvlens.lens.patches import PutIn
 from tvlens.lens.sites import Site
-from tvlens.lens.suffix import Passage
-from tvlens.models.anatomy import Anatomy
+from tvlens.lens.suffix import Passage, SuffixEngine
 from tvlens.scores.ranking import Head
 from tvlens.scores.receivers import Receiver
 
@@ -25,8 +24,8 @@ NormScale = Literal["exact", "frozen"]
 
 Change = Float[Tensor, "batch sender at d_model"]
 
-# Of logits of streams that were recorded, against those of whole passes, in standard deviations.
-_SAME = 0.05
+# Largest difference of logits of recorded streams from those of whole passes, over the largest.
+_SAME = 0.1
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,6 @@ class Edges:
     Attributes:
         lens: the model.
         engine: runs them.
-        anatomy: its blocks; None where it is run whole.
         receivers: who hears the senders.
         norm: how receivers' norms are made.
         reading: the target prompts.
@@ -48,7 +46,6 @@ class Edges:
 
     lens: Lens
     engine: Engine[Any]
-    anatomy: Anatomy | None
     receivers: tuple[Receiver, ...]
     norm: NormScale
     reading: Reading
@@ -78,8 +75,11 @@ class Edges:
                 ],
                 dim=1,
             ).where((self.to >= 0)[:, None, :, None], 0.0)
-            heard = {r: self._heard(r, said, layers) for r in self.receivers}
-            moved = [(change != 0).any(dim=3).any(dim=2) for change in heard.values()]
+            # Queries, keys and values of one block hear the same.
+            by_part = {(r.layer, r.kind == "mlp"): r for r in self.receivers}
+            parts = {part: self._heard(r, said, layers) for part, r in by_part.items()}
+            moved = [(change != 0).any(dim=3).any(dim=2) for change in parts.values()]
+            heard = {r: parts[r.layer, r.kind == "mlp"] for r in self.receivers}
             yield self._run(heard), torch.stack(moved).any(dim=0)
 
     def require_same(self, clean: Float[Tensor, "batch d_vocab"]) -> None:
@@ -90,7 +90,7 @@ class Edges:
         """
         try:
             found = self.lens.backend.unembed(self.last)[:, 0].to(clean)
-            off = float((found - clean).abs().max() / clean.std())
+            off = float((found - clean).abs().max() / clean.abs().max())
         except (AttributeError, RuntimeError):
             off = torch.inf
         if not off < _SAME:
@@ -106,8 +106,10 @@ class Edges:
         difference = (self.new[layer].to(z) - z)[:, :, heads]
         w_o = self.lens.w_o[layer, heads].to(z)
         change = torch.einsum("bphd,hdm->bhpm", difference, w_o)
-        block = None if self.anatomy is None else self.anatomy.blocks[layer]
-        if block is None or block.scale_output is None:
+        if not isinstance(self.engine, SuffixEngine):
+            return change.to(home)
+        block = self.engine.anatomy.blocks[layer]
+        if block.scale_output is None:
             return change.to(home)
         out = project_out(block, z.to(block.device))[:, None]
         scaled = block.scale_output(out + change.to(block.device)) - block.scale_output(out)
@@ -115,7 +117,7 @@ class Edges:
 
     def _heard(self, receiver: Receiver, said: Change, layers: Sequence[int]) -> Change:
         """What of it the receiver reads."""
-        hears = torch.tensor([receiver.hears(self.anatomy, n) for n in layers])
+        hears = torch.tensor([receiver.hears(self.engine, n) for n in layers])
         heard = said.where(hears.to(said.device)[None, :, None, None], 0.0)
         if receiver.layer is not None:
             return heard
@@ -141,9 +143,9 @@ class Edges:
 
     def _received(self, layer: int, heard: Mapping[Receiver, Change]) -> dict[Site, Tensor]:
         """What receivers of one block make of their inputs."""
-        assert self.anatomy is not None
+        assert isinstance(self.engine, SuffixEngine)
         assert isinstance(self.reading, Passage)
-        block, home = self.anatomy.blocks[layer], self.lens.backend.device
+        block, home = self.engine.anatomy.blocks[layer], self.lens.backend.device
         x = at_columns(self.reading.residual[layer], self.to).to(block.device)[:, None]
         found: dict[Site, Tensor] = {}
         normed: Tensor | None = None
@@ -159,7 +161,7 @@ class Edges:
             else:
                 if normed is None:
                     normed = self._normed(block.norm, x, change)
-                part = _part(self.anatomy, receiver)
+                part = _part(self.engine, receiver)
                 out = normed @ block.w_qkv[:, part]
                 out = out if block.b_qkv is None else out + block.b_qkv[part]
             found[Site(receiver.site_kind, layer, receiver.head)] = out.to(home)
@@ -171,8 +173,9 @@ class Edges:
         return norm(x + change) if self.norm == "exact" else norm(x) + frozen(norm, x)(change)
 
 
-def _part(anatomy: Anatomy, receiver: Receiver) -> slice:
+def _part(engine: SuffixEngine, receiver: Receiver) -> slice:
     """The columns of `w_qkv` that make the query, key or value of one head."""
+    anatomy = engine.anatomy
     first = {"q": 0, "k": anatomy.n_head, "v": anatomy.n_head + anatomy.n_kv_head}
     start = (first[receiver.kind] + (receiver.head or 0)) * anatomy.d_head
     return slice(start, start + anatomy.d_head)

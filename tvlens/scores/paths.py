@@ -99,9 +99,8 @@ def path_effects(
     receivers = _receivers(receiver)
     measure = metric_of(lens, metric)
     engine = _engine(lens, receivers, norm)
-    anatomy = engine.anatomy if isinstance(engine, SuffixEngine) else None
     asked = _senders(lens, senders)
-    reach = sorted({head for head in asked if any(r.hears(anatomy, head[0]) for r in receivers)})
+    reach = sorted({head for head in asked if any(r.hears(engine, head[0]) for r in receivers)})
     if not reach:
         raise ShapeError(
             f"none of {len(asked)} senders of {lens.name!r} comes before "
@@ -119,7 +118,7 @@ def path_effects(
             reference = Reference(None if wrongs is None else wrongs[rows], given)
             unpatched = measured(measure, lens, clean, piece.target, reference)
             edges = _edges(lens, engine, receivers, norm, reading, piece, {n for n, _ in reach})
-            if anatomy is None:
+            if not isinstance(engine, SuffixEngine):
                 edges.require_same(clean[:, 0])
             parts = []
             for outputs, moved in edges.outputs(reach):
@@ -275,11 +274,11 @@ def _edges(
     sites, end = [Site("z", layer) for layer in layers], Site("resid_post", lens.n_layer - 1)
     query = piece.target.query[:, None]
     if isinstance(reading, Passage):
-        anatomy, last = engine.anatomy, reading.residual[-1]
+        last = reading.residual[-1]
         z = {layer: reading.heads[layer] for layer in layers}
     else:
         recorded = engine.record(piece.target, [*sites, end])
-        anatomy, last = None, recorded.pop(end)
+        last = recorded.pop(end)
         z = {site.layer: x for site, x in recorded.items()}
     if piece.means is not None:
         new = {layer: piece.means[layer][None, None] for layer in layers}
@@ -288,9 +287,7 @@ def _edges(
         given = engine.record(piece.source, sites)
         new = {site.layer: at_columns(x, piece.origin) for site, x in given.items()}
     at = {layer: at_columns(x, piece.to) for layer, x in z.items()}
-    return Edges(
-        lens, engine, anatomy, receivers, norm, reading, piece.to, at, new, at_columns(last, query)
-    )
+    return Edges(lens, engine, receivers, norm, reading, piece.to, at, new, at_columns(last, query))
 
 
 def _compares(measure: Metric) -> bool:

@@ -2,12 +2,12 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from tvlens.errors import ShapeError, UnknownNameError
+from tvlens.lens.engine import Engine
 from tvlens.lens.sites import Site, SiteKind
 from tvlens.lens.suffix import SuffixEngine
-from tvlens.models.anatomy import Anatomy
 
 ReceiverKind = Literal["q", "k", "v", "mlp", "logits"]
 
@@ -75,15 +75,15 @@ class Receiver:
         kinds: dict[str, SiteKind] = {"q": "q", "k": "k", "v": "v", "mlp": "mlp_out"}
         return kinds.get(self.kind, "resid_post")
 
-    def hears(self, anatomy: Anatomy | None, layer: int) -> bool:
+    def hears(self, engine: Engine[Any], layer: int) -> bool:
         """Whether it reads what heads of this layer write.
 
         The MLP of a block does, unless it reads in parallel what the attention reads. The logits
         hear all, whatever the blocks are.
         """
-        if self.layer is None or anatomy is None:
+        if self.layer is None or not isinstance(engine, SuffixEngine):
             return True
-        behind = self.kind == "mlp" and not anatomy.blocks[self.layer].parallel
+        behind = self.kind == "mlp" and not engine.anatomy.blocks[self.layer].parallel
         return layer <= self.layer if behind else layer < self.layer
 
     def require_in(self, engine: SuffixEngine) -> None:
