@@ -357,24 +357,23 @@ def test_effects_are_those_of_transformer_lens(component):
     source, target = (each[[0]] for each in pair())
     inputs = [lens.encode(each).inputs for each in (source, target)]
 
-    def probability(logits):
-        return logits[0, -1].softmax(dim=-1)[11]
+    def difference(logits):
+        return one_difference(logits[0, -1], None)
 
     with torch.no_grad():
         caches = [inner.model.run_with_cache(each)[1] for each in inputs]
-        before = probability(inner.model(inputs[1]))
-        found = patching.get_act_patch_direct_path(
-            inner.model, inputs[1], *caches, probability, 0, 2, component, verbose=False
+        before = difference(inner.model(inputs[1]))
+        whole = patching.get_act_patch_direct_path(
+            inner.model, inputs[1], *caches, difference, 0, 2, component, verbose=False
         )
-    expected = found[1:].cpu() - before
-    assert expected.abs().max() > 1e-4
+    expected = whole[1:].cpu() - before
+    assert expected.abs().max() > 1e-3
     for layer in (1, 2):
         for head in range(lens.n_head):
             receiver = Receiver(component, layer, head)
-            effects = path_effects(lens, source, target, receiver, positions="all")
-            assert effects.scores[0, 2].item() == pytest.approx(
-                expected[layer - 1, head].item(), abs=1e-6
-            )
+            options = {"positions": "all", "metric": one_difference}
+            found = path_effects(lens, source, target, receiver, **options).scores[0, 2].item()
+            assert found == pytest.approx(expected[layer - 1, head].item(), abs=1e-5)
 
 
 @pytest.mark.parametrize("positions", ["query", "all"])
@@ -419,6 +418,15 @@ def test_prompts_of_different_length_are_matched_at_the_query(lens):
     of_means = [path_effects(lens, m, pair()[1][[i]], "v of 2.0") for i, m in enumerate(means)]
     assert effects.values.abs().max() > 1e-4
     assert torch.allclose(torch.cat([e.values for e in of_means]), effects.values, atol=1e-6)
+
+
+def test_a_position_given_twice_counts_once(lens):
+    for receiver in ("logits", ["q of 2.1", "logits"], "v of 1.0"):
+        twice, once = (
+            path_effects(lens, *pair(), receiver, positions=positions).values
+            for positions in ([-1, 4], "query")
+        )
+        assert torch.allclose(twice, once, atol=1e-6)
 
 
 def test_roles_are_all_positions_of_prompts_laid_out_alike(lens):
