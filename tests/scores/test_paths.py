@@ -231,6 +231,27 @@ def test_a_frozen_norm_keeps_its_scale(name):
         assert (exact - held).abs().max() > 1e-3
 
 
+def test_logits_behind_a_frozen_norm_are_bounded():
+    """Gemma 2 caps its logits: the formula of its norm and cap, on what its last layer leaves."""
+    lens, slow = zoo.lens("gemma2"), ByHand(zoo.lens("gemma2"), *pair(), "query")
+    model, end = zoo.huggingface("gemma2"), lens.backend.residual_hook(2)
+    x = slow.run(slow.target, [end])[1][end][:, -1:]
+    norm, cap = model.model.norm, model.config.final_logit_softcapping
+    held = (1 + norm.weight) / (x.square().mean(dim=-1, keepdim=True) + norm.eps).sqrt()
+
+    def difference(stream):
+        with torch.no_grad():
+            logits = cap * (model.lm_head(stream * held) / cap).tanh()
+        return one_difference(logits, None)[:, 0]
+
+    options = {"norm": "frozen", "metric": one_difference}
+    effects = path_effects(lens, *pair(), "logits", **options)
+    assert torch.allclose(effects.baseline, difference(x), atol=1e-4)
+    expected = difference(x + slow.said(1, 2)) - difference(x)
+    assert expected.abs().max() > 1e-2
+    assert torch.allclose(effects.values[:, 1, 2], expected, atol=1e-4)
+
+
 @needs_hooked
 def test_without_norms_none_is_frozen():
     lens = own_lens(normalization_type=None)
