@@ -122,8 +122,6 @@ class Edges:
         if receiver.layer is not None:
             return heard
         at_query = self.to == self.reading.batch.query[:, None]
-        # Of a column that is given twice, the first.
-        at_query = at_query & (at_query.cumsum(dim=1) == 1)
         return heard.where(at_query[:, None, :, None], 0.0)
 
     def _run(self, heard: Mapping[Receiver, Change]) -> Float[Tensor, "batch few d_vocab"]:

@@ -259,7 +259,10 @@ def _paired(
         )
     of = places(lens, source, given, positions), places(lens, target, batch, positions)
     origin, to = matched(*of, given, batch, tokenizer=lens.backend.tokenizer)
-    return _Pairs(batch, to.flatten(1), given, origin.flatten(1), None)
+    to, origin = to.flatten(1), origin.flatten(1)
+    # Of a column that is given twice, the first.
+    again = (to[:, :, None] == to[:, None]).tril(-1).any(dim=2)
+    return _Pairs(batch, to.where(~again, -1), given, origin.where(~again, -1), None)
 
 
 def _edges(
