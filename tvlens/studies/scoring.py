@@ -15,7 +15,7 @@ from tvlens.errors import UnknownNameError
 from tvlens.lens.heads import HeadMeans
 from tvlens.runs.run import Run
 from tvlens.scores.agreement import compare_head_sets
-from tvlens.scores.attribution import attributed_effects
+from tvlens.scores.attributed import attributed_effects
 from tvlens.scores.catalogue import SCORES, HeadScore
 from tvlens.scores.direct import direct_effects
 from tvlens.scores.induction import answer_attention, induction_scores
