@@ -80,6 +80,10 @@ TasksOption = Annotated[
     str,
     typer.Option("--tasks", help="Task names, separated by commas.", autocompletion=complete_tasks),
 ]
+TaskOption = Annotated[
+    str,
+    typer.Option("--task", help="Task names, separated by commas.", autocompletion=complete_tasks),
+]
 DataOption = Annotated[
     Path | None,
     typer.Option(
@@ -139,6 +143,18 @@ PresetOption = Annotated[
 StepsOption = Annotated[
     int | None, typer.Option("--steps", min=1, help="Training steps at most, if not the preset's.")
 ]
+
+
+def listed(option: str, text: str) -> list[str]:
+    """The words of an option that are separated by commas, each once.
+
+    Raises:
+        UnknownNameError: there are none.
+    """
+    words = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    if not words:
+        raise UnknownNameError(f"{option} names nothing; expected names separated by commas")
+    return words
 
 
 def read_tasks(

@@ -19,6 +19,7 @@ from tvlens.cli.options import (
     TemplateOption,
     complete_tasks,
     lay_out,
+    listed,
     load_lens,
     open_run,
     read_tasks,
@@ -183,18 +184,6 @@ def patch(
         path = run.write_table("patching", table)
         write_figures(run, table, effects)
     say(f"Wrote {path}")
-
-
-def listed(option: str, text: str) -> list[str]:
-    """The words of an option that are separated by commas, each once.
-
-    Raises:
-        UnknownNameError: there are none.
-    """
-    words = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
-    if not words:
-        raise UnknownNameError(f"{option} names nothing; expected names separated by commas")
-    return words
 
 
 def _positions(text: str) -> "Positions":

@@ -12,12 +12,17 @@ from tvlens.cli.options import (
     DuplicatesOption,
     ModelOption,
     OutOption,
+    PresetOption,
     RevisionOption,
     SeedOption,
     ShotsOption,
+    StepsOption,
+    TaskOption,
     TasksOption,
     TemplateOption,
+    fit_settings,
     lay_out,
+    listed,
     load_lens,
     open_run,
     read_scores,
@@ -65,6 +70,72 @@ def mediate(
             unit = f"{effects.unit}, 95% interval over {len(effects.values)} prompts"
             show(top, f"{plan.task.name}: heads of largest AIE ({unit})", digits=4)
         path = run.write_table("heads", pd.concat(frames, ignore_index=True), whole=True)
+    say(f"Wrote {path}")
+
+
+def score(
+    out: OutOption,
+    tasks: TaskOption,
+    by: Annotated[
+        str,
+        typer.Option(
+            "--by",
+            help="Scores, separated by commas: aie, ltv, attribution, direct, induction, answers; "
+            "or all.",
+        ),
+    ] = "all",
+    model: ModelOption = "smollm2-135m",
+    data: DataOption = None,
+    duplicates: DuplicatesOption = "error",
+    template: TemplateOption = None,
+    backend: BackendOption = "bridge",
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    revision: RevisionOption = None,
+    shots: ShotsOption = 10,
+    seed: SeedOption = 0,
+    preset: PresetOption = "default",
+    steps: StepsOption = None,
+) -> None:
+    """Several scores of every head, and how far they agree; writes OUT/scores.csv."""
+    chosen = read_tasks(tasks, data, duplicates, template)
+    names = listed("--by", by)
+
+    import pandas as pd
+
+    from tvlens.studies import scoring
+    from tvlens.studies.text import TextSettings, text_plans
+
+    wanted = scoring.named(names)
+    settings = TextSettings(
+        seed=seed, shots=shots, ltv=fit_settings(preset, steps, shots), ltv_seeds=1
+    )
+    lens = load_lens(model, backend, dtype, device, revision)
+    chosen = lay_out(chosen, template, lens)
+    require_askable(lens, chosen, shots, ["train", "validation"], settings.n_means)
+    with open_run(out, f"score by {by}", lens, chosen, settings) as run:
+        tables, agreements = [], []
+        for plan in text_plans(lens, chosen, settings).values():
+            task = plan.task.name
+            found = scoring.made(plan, run, wanted)
+            tables.append(scoring.table_of(found, seed=seed))
+            agreements.append(scoring.agreement_of(found, settings.compare_ks))
+            unit = lens.readout.score_name
+            for name, each in found.items():
+                best = ", ".join(
+                    f"{layer}.{head}" for layer, head in each.top(min(10, each.n_heads))
+                )
+                say(f"{task}: best heads by {name} ({each.unit}): {best}")
+            if len(found) > 1:
+                show(
+                    agreements[-1].loc[lambda table: table["measure"] == "spearman"][
+                        ["comparison", "value", "p_value"]
+                    ],
+                    f"{task}: Spearman's rank correlation over all heads",
+                )
+                run.write_figure(f"scores-{task}", scoring.maps_of(found, unit=unit))
+        run.write_table("agreement", pd.concat(agreements, ignore_index=True))
+        path = run.write_table("scores", pd.concat(tables, ignore_index=True))
     say(f"Wrote {path}")
 
 

@@ -34,7 +34,7 @@ from tvlens.figures.style import (
     require_columns,
     whole_numbers,
 )
-from tvlens.scores.catalogue import RANKED
+from tvlens.scores.catalogue import RANKED, SCORES
 from tvlens.scores.ranking import top_heads
 
 # The underscores leave comparing sizes to `head_maps`, whose message names both shapes.
@@ -91,11 +91,12 @@ def score_maps(
         ShapeError: the maps differ in shape, or have fewer than k heads.
         NumericalError: a score is not finite.
     """
-    shown = [score for score in RANKED if score.name in scores]
+    known = [score for score in SCORES if score.heads is not None]
+    shown = [score for score in known if score.name in scores]
     if len(shown) < 2:
         raise UnknownNameError(
             f"maps of {sorted(scores)} asked for; expected two or more of "
-            f"{', '.join(score.name for score in RANKED)}"
+            f"{', '.join(score.name for score in known)}"
         )
     maps = [torch.as_tensor(scores[score.name]).detach().cpu().double() for score in shown]
     for score, grid in zip(shown, maps, strict=True):

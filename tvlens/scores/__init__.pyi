@@ -12,6 +12,7 @@ from .agreement import split_half as split_half
 from .agreement import stability as stability
 from .catalogue import RANKED as RANKED
 from .catalogue import SCORES as SCORES
+from .catalogue import STUDIED as STUDIED
 from .catalogue import HeadScore as HeadScore
 from .mediation import IndirectEffects as IndirectEffects
 from .mediation import indirect_effects as indirect_effects

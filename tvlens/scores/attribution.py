@@ -17,6 +17,7 @@ from tvlens.errors import ModelError, ShapeError
 from tvlens.lens.blocks import capped, ready
 from tvlens.lens.edits import NoEdit
 from tvlens.lens.engine import Reading
+from tvlens.lens.heads import HeadMeans, donor_outputs
 from tvlens.lens.lens import Lens
 from tvlens.lens.patches import Shift
 from tvlens.lens.positions import Positions
@@ -32,6 +33,7 @@ from tvlens.scores.metrics import (
     wrong_tokens,
 )
 from tvlens.scores.pairing import Pairing, Piece, paired
+from tvlens.scores.score import Scores
 from tvlens.tasks.base import PromptSet
 
 
@@ -379,3 +381,51 @@ def attributed_heads(
     for site, x in total.items():
         found[:, site.layer] = (x * moved[site][:, 0]).sum(dim=(1, 3)) / max(1, steps)
     return found, before
+
+
+def attributed_effects(
+    lens: Lens,
+    prompts: PromptSet,
+    means: HeadMeans | None,
+    *,
+    steps: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Scores:
+    """What `indirect_effects` gives, to first order: all heads from one backward pass a prompt.
+
+    Args:
+        lens: the model.
+        prompts: label-shuffled prompts.
+        means: mean head outputs over clean prompts of the same task; None takes each prompt's own
+            donor.
+        steps: as in `attribution_patch`.
+        progress: called with the number of prompts finished.
+
+    Raises:
+        ShapeError: the means are of another model.
+        TaskError: no means are given, and the prompts have no donors.
+    """
+    if means is None:
+        z = donor_outputs(lens, prompts).z
+    else:
+        means.require_fit(lens)
+        z = means.z[None]
+    z = z.to(lens.backend.device, lens.backend.dtype)
+    found, before, done = [], [], 0
+    with lens.frozen():
+        for reading in lens.readings(lens.encode(prompts)):
+            own = z if len(z) == 1 else z[done : done + len(reading)]
+            effects, score = attributed_heads(lens, reading, own, steps=steps)
+            found.append(effects.cpu())
+            before.append(score.cpu())
+            done += len(reading)
+            if progress is not None:
+                progress(len(reading))
+    return Scores.of_prompts(
+        torch.cat(found),
+        name="attribution",
+        unit=lens.readout.score_name,
+        task=prompts.task,
+        model=lens.name,
+        baseline=torch.cat(before),
+    )

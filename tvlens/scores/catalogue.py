@@ -35,28 +35,55 @@ class Findings(Protocol):
         ...
 
 
+@runtime_checkable
+class FurtherFindings(Findings, Protocol):
+    """What can be found of a task besides; each is reckoned when it is asked for."""
+
+    @property
+    def attributed(self) -> Scores:
+        """Indirect effects to first order."""
+        ...
+
+    @property
+    def direct(self) -> Scores:
+        """Direct logit attribution on clean prompts that the model answers."""
+        ...
+
+    @property
+    def induction(self) -> Scores:
+        """Attention to what came after the same token before."""
+        ...
+
+    @property
+    def answers(self) -> Scores:
+        """Attention of the query position to the answers that clean prompts show."""
+        ...
+
+
 @dataclass(frozen=True)
 class HeadScore:
     """One score of heads.
 
     Attributes:
         name: its column in tables.
-        of: makes it of what a study has found.
+        of: makes it of what was found.
         label: its words in legends.
         title: the title of its map of heads.
         measured: what its map shows; the unit of the score is added.
-        heads: what the best heads by it are called in comparisons; scores without it are columns
-            only.
+        heads: what the best heads by it are called in comparisons and on the command line; scores
+            without it are columns only.
+        studied: whether every study makes it; `tvlens score` makes the others too.
         colour: a name of the palette (`tvlens.figures.style`).
         dash: its line.
     """
 
     name: str
-    of: Callable[[Findings], Scores]
+    of: Callable[[Any], Scores]
     label: str
     title: str = ""
     measured: str = ""
     heads: str | None = None
+    studied: bool = True
     colour: str = "grey"
     dash: str = "-"
 
@@ -69,7 +96,7 @@ SCORES: tuple[HeadScore, ...] = (
         "Causal mediation (AIE)",
         "average indirect effect",
         "aie",
-        "red",
+        colour="red",
     ),
     HeadScore("omega", lambda found: found.ltv.head_scores("omega"), "LTV weight"),
     HeadScore(
@@ -79,13 +106,60 @@ SCORES: tuple[HeadScore, ...] = (
         "Learnable Task Vector (LTV)",
         "LTV contribution, signed norm",
         "ltv",
-        "blue",
-        "--",
+        colour="blue",
+        dash="--",
+    ),
+    HeadScore(
+        "attribution",
+        lambda found: found.attributed,
+        "attribution",
+        "Attribution patching",
+        "indirect effect to first order",
+        "attribution",
+        studied=False,
+        colour="orange",
+        dash=":",
+    ),
+    HeadScore(
+        "direct",
+        lambda found: found.direct,
+        "direct",
+        "Direct logit attribution",
+        "part of the logit difference",
+        "direct",
+        studied=False,
+        colour="green",
+        dash="-.",
+    ),
+    HeadScore(
+        "induction",
+        lambda found: found.induction,
+        "induction",
+        "Induction",
+        "attention to what came after",
+        "induction",
+        studied=False,
+        colour="pink",
+        dash="-",
+    ),
+    HeadScore(
+        "answer_attention",
+        lambda found: found.answers,
+        "attention to answers",
+        "Attention to answers",
+        "attention from the query",
+        "answers",
+        studied=False,
+        colour="sky",
+        dash="--",
     ),
 )
 """Every score, in the order of columns and legends; heads of the others are compared with those of
 the first.
 """
 
-RANKED = tuple(score for score in SCORES if score.heads is not None)
-"""The scores that heads are ranked by, compared and drawn."""
+STUDIED = tuple(score for score in SCORES if score.studied)
+"""The scores that every study makes."""
+
+RANKED = tuple(score for score in STUDIED if score.heads is not None)
+"""The scores of every study that heads are ranked by, compared and drawn."""

@@ -15,7 +15,7 @@ from tvlens.console import progress_bar
 from tvlens.lens.heads import HeadMeans
 from tvlens.runs.run import Run
 from tvlens.runs.tables import write_texts
-from tvlens.scores.catalogue import SCORES
+from tvlens.scores.catalogue import STUDIED
 from tvlens.scores.mediation import IndirectEffects
 from tvlens.scores.score import Scores, join_scores
 from tvlens.studies import comparison, stages, summary
@@ -168,10 +168,10 @@ def _made(plan: Plan, materials: Materials) -> dict[str, ByKind]:
 
 
 def _scores(plan: Plan, view: View, effects: IndirectEffects, ltvs: stages.Trained) -> list[Scores]:
-    """Every score of the catalogue, in one view."""
+    """Every score that studies make, in one view."""
     found = _Found(effects, _seeds(plan, view, ltvs)[0])
     name = name_in_tables(plan, view)
-    return [replace(score.of(found), name=score.name, task=name) for score in SCORES]
+    return [replace(score.of(found), name=score.name, task=name) for score in STUDIED]
 
 
 def _seeds(plan: Plan, view: View, ltvs: stages.Trained) -> list[LearnableTaskVector]:

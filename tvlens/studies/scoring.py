@@ -1,0 +1,161 @@
+"""Scores of heads, each as a step of a run, and how far they agree."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from tvlens import figures
+from tvlens.console import progress_bar
+from tvlens.errors import UnknownNameError
+from tvlens.lens.heads import HeadMeans
+from tvlens.runs.run import Run
+from tvlens.scores.agreement import compare_head_sets
+from tvlens.scores.attribution import attributed_effects
+from tvlens.scores.catalogue import SCORES, HeadScore
+from tvlens.scores.direct import direct_effects
+from tvlens.scores.induction import answer_attention, induction_scores
+from tvlens.scores.mediation import IndirectEffects
+from tvlens.scores.score import Scores
+from tvlens.studies import stages
+from tvlens.studies.comparison import COLUMNS
+from tvlens.studies.text import TextPlan
+from tvlens.vectors.ltv.ltv import LearnableTaskVector
+from tvlens.vectors.materials import fitting_ks
+
+SCORE_COLUMNS = ["task", "score", "layer", "head", "value", "ci_low", "ci_high"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is found of one task, when it is asked for; kept in the run."""
+
+    plan: TextPlan
+    run: Run
+
+    @cached_property
+    def means(self) -> HeadMeans:
+        """Mean head outputs on clean prompts."""
+        return stages.head_means(self.plan, self.run)
+
+    @cached_property
+    def effects(self) -> IndirectEffects:
+        """Indirect effects on label-shuffled prompts."""
+        return stages.mediate(self.plan, self.run, self.means, self.plan.views[0])
+
+    @cached_property
+    def ltv(self) -> LearnableTaskVector:
+        """The vector that was trained, of the first seed."""
+        plan = self.plan
+        (name,) = plan.fits
+        return stages.train_one(
+            plan.lens, plan.task, self.run, self.means, plan.fits[name], plan.settings.seed
+        )
+
+    @cached_property
+    def attributed(self) -> Scores:
+        """Indirect effects to first order, on the prompts of `effects`."""
+        prompts = self.plan.mediation(self.plan.views[0], self.means)
+
+        def compute(advance: Callable[[int], None]) -> Scores:
+            return attributed_effects(self.plan.lens, prompts, self.means, progress=advance)
+
+        return self._kept("attribution", len(prompts), compute)
+
+    @cached_property
+    def direct(self) -> Scores:
+        """Direct logit attribution on clean prompts that the model answers."""
+        prompts = self.plan.clean()[list(self.means.kept)]
+
+        def compute(advance: Callable[[int], None]) -> Scores:
+            return direct_effects(self.plan.lens, prompts, progress=advance).scores
+
+        return self._kept("direct", len(prompts), compute)
+
+    @cached_property
+    def induction(self) -> Scores:
+        """Attention to what came after the same token before; of no task."""
+        seed = self.plan.settings.seed
+        return self._kept("induction", 1, lambda _: induction_scores(self.plan.lens, seed=seed))
+
+    @cached_property
+    def answers(self) -> Scores:
+        """Attention of the query position to the answers that clean prompts show."""
+        prompts = self.plan.clean()
+        return self._kept("answers", 1, lambda _: answer_attention(self.plan.lens, prompts))
+
+    def _kept(
+        self, name: str, total: int, compute: Callable[[Callable[[int], None]], Scores]
+    ) -> Scores:
+        def with_bar() -> Scores:
+            with progress_bar(f"{self.plan.task.name}: {name}", total) as advance:
+                return compute(advance)
+
+        return self.run.kept(f"{self.plan.task.name}/{name}", Scores, with_bar)
+
+
+def made(plan: TextPlan, run: Run, chosen: Sequence[HeadScore]) -> dict[str, Scores]:
+    """The chosen scores of one task, by what they are called on the command line."""
+    found = Found(plan, run)
+    return {
+        str(score.heads): replace(score.of(found), name=score.name, task=plan.task.name)
+        for score in chosen
+    }
+
+
+def table_of(scores: Mapping[str, Scores], *, seed: int) -> pd.DataFrame:
+    """One row for each score and head, with the columns `SCORE_COLUMNS`.
+
+    Scores without values of single prompts have no interval.
+    """
+    frames = []
+    for name, score in scores.items():
+        table = score.to_frame(seed=seed)
+        ends = [table.get(f"{score.name}_{end}", np.nan) for end in ("low", "high")]
+        part = table[["task", "layer", "head"]].assign(
+            score=name, value=table[score.name], ci_low=ends[0], ci_high=ends[1]
+        )
+        frames.append(part[SCORE_COLUMNS].astype({"ci_low": float, "ci_high": float}))
+    return pd.concat(frames, ignore_index=True)
+
+
+def agreement_of(scores: Mapping[str, Scores], ks: Sequence[int]) -> pd.DataFrame:
+    """Every two scores against each other, as `RUN/headsets.csv` has it."""
+    frames = []
+    for first, second in combinations(scores, 2):
+        a, b = scores[first], scores[second]
+        table = compare_head_sets(a, b, ks=fitting_ks(ks, a.n_heads), names=(first, second))
+        frames.append(table.assign(task=a.task, comparison=f"{first} and {second}"))
+    if not frames:
+        return pd.DataFrame(columns=COLUMNS)
+    # Columns that are empty in one of the frames would warn in concat; reindexing says so.
+    rows = [row for frame in frames for row in frame.to_dict("records")]
+    return pd.DataFrame(rows).reindex(columns=COLUMNS).astype({"k": "Int64"})
+
+
+def maps_of(scores: Mapping[str, Scores], *, unit: str) -> Figure:
+    """Maps of two or more scores side by side."""
+    first = next(iter(scores.values()))
+    k = max(1, min(10, first.n_heads // 4))
+    grids = {score.name: score.scores for score in scores.values()}
+    return figures.score_maps(grids, task=first.task, k=k, unit=unit)
+
+
+def named(names: Sequence[str]) -> list[HeadScore]:
+    """The scores of these names, in the order of the catalogue; "all" names every one.
+
+    Raises:
+        UnknownNameError: there is none of a name.
+    """
+    known = {str(score.heads): score for score in SCORES if score.heads is not None}
+    unknown = [name for name in names if name not in known and name != "all"]
+    if unknown or not names:
+        raise UnknownNameError(
+            f"there is no score {unknown[0] if unknown else ''!r}; expected some of "
+            f"{', '.join(known)}, or all"
+        )
+    return [score for name, score in known.items() if name in names or "all" in names]
