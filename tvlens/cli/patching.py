@@ -155,13 +155,9 @@ def patch(
     notes: list[str] = []
     chosen = lay_out(chosen, template, lens)
     for asked in chosen.values():
-        found, left_out = twins(lens, asked, settings)
+        found, said = twins(lens, asked, settings)
         several.append(found)
-        if left_out:
-            notes.append(
-                f"{asked.name}: {left_out} prompts are left out, whose label-shuffled twins differ "
-                f"from them in length; {len(found)} remain"
-            )
+        notes += said
     if pairs is not None:
         several.append(Twins.of_pairs(pairs, settings.n))
     for each in several:

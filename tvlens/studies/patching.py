@@ -1,6 +1,7 @@
 """Patching of several sites, step by step, so that a command that was stopped goes on."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -8,6 +9,7 @@ import pandas as pd
 
 from tvlens import figures
 from tvlens.console import progress_bar
+from tvlens.errors import ModelError
 from tvlens.lens.lens import Lens
 from tvlens.lens.positions import Positions
 from tvlens.lens.sites import SiteKind
@@ -103,8 +105,8 @@ class Twins:
         return both[::-1] if settings.noising else both
 
 
-def twins(lens: Lens, task: Task, settings: PatchSettings) -> tuple[Twins, int]:
-    """Clean prompts of the train split and their label-shuffled twins, and how many were left out.
+def twins(lens: Lens, task: Task, settings: PatchSettings) -> tuple[Twins, list[str]]:
+    """Clean prompts of the train split and their label-shuffled twins, and what to know of them.
 
     Where positions are counted, twins that differ in length are left out, and others drawn in their
     place: up to four times as many as are wanted. Where all differ, none is left out, so that
@@ -120,12 +122,33 @@ def twins(lens: Lens, task: Task, settings: PatchSettings) -> tuple[Twins, int]:
 
     clean, shuffled = drawn(4 * settings.n if settings.by_number else settings.n)
     if not settings.by_number:
-        return Twins(task.name, clean, shuffled), 0
+        return Twins(task.name, clean, shuffled), []
     lengths = [lens.encode(each).mask.sum(dim=1) for each in (clean, shuffled)]
     same = (lengths[0] == lengths[1]).nonzero().flatten().tolist()[: settings.n]
     if not same:
-        return Twins(task.name, *drawn(settings.n)), 0
-    return Twins(task.name, clean[same], shuffled[same]), same[-1] + 1 - len(same)
+        return Twins(task.name, *drawn(settings.n)), []
+    found = Twins(task.name, clean[same], shuffled[same])
+    notes = []
+    if left_out := same[-1] + 1 - len(same):
+        notes.append(
+            f"{task.name}: {left_out} prompts are left out, whose label-shuffled twins differ from "
+            f"them in length; {len(found)} remain"
+        )
+    if moved := _moved(lens, found):
+        notes.append(
+            f"{task.name}: in {moved} of {len(found)} prompts, answers that change places differ "
+            "in length, so that one position is not always one role; --positions roles matches them"
+        )
+    return found, notes
+
+
+def _moved(lens: Lens, prompts: Twins) -> int:
+    """Of how many prompts the tokens play other roles in the twin; 0 where none can tell."""
+    both = prompts.clean, prompts.corrupted
+    with suppress(ModelError):
+        roles = [lens.backend.roles(each, prefix=lens.prefix) for each in both]
+        return sum(a != b for a, b in zip(*roles, strict=True))
+    return 0
 
 
 def require_patchable(lens: Lens, prompts: Twins, settings: PatchSettings) -> None:
