@@ -48,7 +48,7 @@ def patch(
         Path | None,
         typer.Option(
             "--prompts",
-            help="JSON file of your own pairs instead: clean, corrupted, answer and wrong of each.",
+            help="Pairs of your own instead, in JSON: clean, corrupted, answer and wrong of each.",
         ),
     ] = None,
     site: Annotated[
@@ -57,7 +57,7 @@ def patch(
     positions: Annotated[
         str,
         typer.Option(
-            "--positions", help="query, all, roles, or numbers or roles separated by commas."
+            "--positions", help="Where: query, all, roles, or numbers or roles separated by commas."
         ),
     ] = "query",
     metric: Annotated[MetricName, typer.Option("--metric", help="What effects are in.")] = (
@@ -66,7 +66,8 @@ def patch(
     method: Annotated[
         str,
         typer.Option(
-            "--method", help="exact or attribution (to first order); exact,attribution for both."
+            "--method",
+            help="How: exact, attribution (to first order), or exact,attribution for both.",
         ),
     ] = "exact",
     integration: Annotated[
