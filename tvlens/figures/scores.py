@@ -121,7 +121,7 @@ def score_maps(
         bar = figure.colorbar(image, ax=axes, location="bottom", aspect=28, pad=0.1 / height)
         in_unit = f"{score.measured} ({unit})" if score is RANKED[0] else score.measured
         bar.set_label(textwrap.fill(in_unit, 40))
-        bar.locator = MaxNLocator(5, symmetric=True)
+        bar.locator = MaxNLocator(5 if len(maps) < 4 else 3, symmetric=True)
         for layer, head in best[0]:
             corner = head - 0.5, layer - 0.5
             axes.add_patch(Rectangle(corner, 1, 1, fill=False, ec="black", lw=1.1))

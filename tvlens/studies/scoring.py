@@ -14,7 +14,7 @@ from tvlens.console import progress_bar
 from tvlens.lens.heads import HeadMeans
 from tvlens.runs.run import Run
 from tvlens.scores.agreement import compare_head_sets, overlap_curve, spearman_interval
-from tvlens.scores.attribution import attributed_effects
+from tvlens.scores.attributed import attributed_effects
 from tvlens.scores.catalogue import HeadScore
 from tvlens.scores.direct import direct_effects
 from tvlens.scores.induction import answer_attention, induction_scores
