@@ -10,7 +10,6 @@ import torch
 from helpers import trained
 from helpers.commands import mistake, ok, run
 from tvlens.errors import RunError, ShapeError, TaskError, UnknownNameError
-from tvlens.lens.loading import load
 from tvlens.scores.agreement import spearman
 from tvlens.scores.attribution import attribution_patch
 from tvlens.scores.effects import COLUMNS, PatchEffects
@@ -62,7 +61,7 @@ def test_a_task_is_patched_at_roles_both_ways(task, tmp_path):
     assert table["position"].isna().all()
     assert set(table["n"]) == {5}
     assert "attribution against exact effects of" in said
-    lens = load(trained.model(), tokenizer=trained.zoo.tokenizer())
+    lens = trained.lens()
     clean, shuffled = (
         trained.TASKS["seven-on"].prompts("train", shots=trained.SHOTS, n=5, kind=kind)
         for kind in ("clean", "shuffled")
@@ -110,7 +109,7 @@ def test_pairs_of_ones_own(model, here, tmp_path):
     table = pd.read_csv(tmp_path / "run" / "patching.csv")
     assert set(table["task"]) == {"induction"}
     assert table["position"].max() == 16
-    lens = load(trained.model(), tokenizer=trained.zoo.tokenizer())
+    lens = trained.lens()
     pairs = load_pairs(here / "induction.json")
     ways = {"positions": "all", "metric": "logit_difference", "wrong": pairs.wrong}
     expected = patch(lens, pairs.clean, pairs.corrupted, **ways).to_frame()
