@@ -29,9 +29,11 @@ from .mediation import indirect_effects as indirect_effects
 from .mediation import mediation_prompts as mediation_prompts
 from .metrics import METRICS as METRICS
 from .patching import patch as patch
+from .paths import path_effects as path_effects
 from .ranking import concentration as concentration
 from .ranking import layer_profile as layer_profile
 from .ranking import rank_heads as rank_heads
 from .ranking import top_heads as top_heads
+from .receivers import Receiver as Receiver
 from .score import Scores as Scores
 from .score import join_scores as join_scores

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from tvlens import figures
 from tvlens.console import progress_bar
 from tvlens.lens.heads import HeadMeans
+from tvlens.lens.positions import places, spread
 from tvlens.runs.run import Run
 from tvlens.scores.agreement import compare_head_sets, overlap_curve, spearman_interval
 from tvlens.scores.attributed import attributed_effects
@@ -84,8 +85,16 @@ class Found:
     @cached_property
     def answers(self) -> Scores:
         """Attention of the query position to the answers that clean prompts show."""
-        prompts = self.plan.clean()
-        return self._kept("answers", 1, lambda _: answer_attention(self.plan.lens, prompts))
+        lens, prompts = self.plan.lens, self.plan.clean()
+
+        def compute(_: Callable[[int], None]) -> Scores:
+            batch = lens.encode(prompts)
+            shown, _groups = spread("answers", lambda: places(lens, prompts, batch, "roles").names)
+            return answer_attention(
+                lens, prompts, places(lens, prompts, batch, shown).columns.flatten(1)
+            )
+
+        return self._kept("answers", 1, compute)
 
     def _kept(
         self, name: str, total: int, compute: Callable[[Callable[[int], None]], Scores]
