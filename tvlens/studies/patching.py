@@ -57,7 +57,7 @@ class PatchSettings:
     @property
     def at_once(self) -> int:
         """Prompts of a step; a command that was stopped does at most so many again."""
-        return 1 if self.positions == "all" else 4
+        return 4 if self.positions == "query" else 1
 
     @property
     def by_number(self) -> bool:
