@@ -131,7 +131,7 @@ def test_only_what_is_asked_for_is_made(source, tmp_path):
     out = ok(*source, "--by", "induction", "--out", tmp_path / "one")
     assert pd.read_csv(tmp_path / "one" / "agreement.csv").empty
     assert not (tmp_path / "one" / "figures").exists()
-    assert "seven-on: best heads by induction (attention): " in out
+    assert "seven-on: best heads by induction (attention weight): " in out
 
 
 def test_the_same_command_makes_nothing_again(source, whole, monkeypatch):
