@@ -137,8 +137,11 @@ def score_maps(
         )
     panels[0].set_ylabel("layer")
     shared = len(set(best[0]) & set(best[1]))
-    second = shown[1].label if len(shown) == 2 else "each"
-    labels = [f"top {k} by {shown[0].label}", f"top {k} by {second} ({shared} in both)"]
+    first, second = (score.label for score in shown[:2])
+    dotted = f"{second} ({shared} in both)"
+    if len(shown) > 2:
+        dotted = f"each map's own score, in the first map by {second}"
+    labels = [f"top {k} by {first}", f"top {k} by {dotted}"]
     figure.legend([axes.patches[0], axes.lines[0]], labels, loc="outside lower center", ncols=2)
     return figure
 

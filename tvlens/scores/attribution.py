@@ -89,7 +89,7 @@ def attribution_patch(
         heads=heads,
         wrong=wrong_tokens(lens, wrong, len(target)),
     )
-    _require_possible(pairing, steps, fix_softmax)
+    require_possible(pairing, steps, fix_softmax)
     found, before, given = [], [], []
     with lens.frozen():
         for piece in pairing.pieces():
@@ -132,7 +132,14 @@ def _measure(
     return measured(metric, pairing.lens, outputs, piece.target, reference)
 
 
-def _require_possible(pairing: Pairing, steps: int, fix_softmax: bool) -> None:
+def require_possible(pairing: Pairing, steps: int, fix_softmax: bool) -> None:
+    """Refuse ways of attribution that are not for a site or a model.
+
+    Raises:
+        ModelError: the softmax is to be fixed, and the model is run by whole passes.
+        ShapeError: the softmax is to be fixed at another site, or along with steps; or steps are
+            below 0.
+    """
     if steps < 0 or (fix_softmax and (steps or pairing.kind not in ("q", "k"))):
         raise ShapeError(
             f"attribution at {pairing.kind} with steps={steps}, fix_softmax={fix_softmax}: "
