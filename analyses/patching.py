@@ -29,6 +29,7 @@ from tvlens.lens.loading import load
 from tvlens.models.catalogue import load_shipped
 from tvlens.runs.run import Run
 from tvlens.runs.tables import write_tables
+from tvlens.scores.catalogue import scores_named
 from tvlens.scores.effects import PatchEffects
 from tvlens.scores.patching import patch
 from tvlens.scores.ranking import layer_profile
@@ -82,7 +83,7 @@ def main(
                 named = replace(found, name=f"{plan.task.name}-{DIRECTIONS[noising]}")
                 each = patched(lens, named, "resid_post", "exact", way, run)
                 effects.append(replace(each, task=plan.task.name))
-            scores.append(scoring.made(plan, run, scoring.named(["aie", "ltv"])))
+            scores.append(scoring.made(scoring.Found(plan, run), scores_named(["aie", "ltv"])))
         of_text = len(effects)
         effects += _of_points(points, functions, n_points, seed, run)
         table = pd.concat(

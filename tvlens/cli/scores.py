@@ -120,7 +120,7 @@ def score(
         tables, agreements, curves = [], [], []
         for plan in text_plans(lens, chosen, settings).values():
             task = plan.task.name
-            found = scoring.made(plan, run, wanted)
+            found = scoring.made(scoring.Found(plan, run), wanted)
             tables.append(scoring.table_of(found, seed=seed))
             agreements.append(scoring.agreement_of(found, settings.compare_ks))
             unit = lens.readout.score_name

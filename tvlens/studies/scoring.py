@@ -106,12 +106,11 @@ class Found:
         return self.run.kept(f"{self.plan.task.name}/{name}", Scores, with_bar)
 
 
-def made(plan: TextPlan, run: Run, chosen: Sequence[HeadScore]) -> dict[str, Scores]:
+def made(found: Found, chosen: Sequence[HeadScore]) -> dict[str, Scores]:
     """The chosen scores of one task, by what they are called on the command line."""
-    found = Found(plan, run)
+    task = found.plan.task.name
     return {
-        str(score.heads): replace(score.of(found), name=score.name, task=plan.task.name)
-        for score in chosen
+        str(score.heads): replace(score.of(found), name=score.name, task=task) for score in chosen
     }
 
 
