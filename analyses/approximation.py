@@ -53,15 +53,16 @@ def main(
             found = scoring.Found(plan, run)
             scores = scoring.made(found, scores_named(["aie", "attribution"]))
             tables.append(scoring.table_of(scores, seed=seed))
-            exact, rough = scores["aie"].top(BEST), scores["attribution"].top(BEST)
-            screened = _screened(found, screen).top(BEST)
+            best = min(BEST, scores["aie"].n_heads)
+            exact, rough = scores["aie"].top(best), scores["attribution"].top(best)
+            screened = _screened(found, screen).top(best)
             missed = [f"{layer}.{head}" for layer, head in exact if (layer, head) not in rough]
             rows.append(
                 {
                     "task": plan.task.name,
                     "prompts": len(scores["aie"].values),
                     "Spearman": f"{spearman(scores['aie'], scores['attribution']).value:.2f}",
-                    f"top {BEST} found": f"{BEST - len(missed)}",
+                    f"top {BEST} found": str(best - len(missed)),
                     "missed": ", ".join(missed),
                     f"screened top {BEST} is the exact one": "yes" if screened == exact else "no",
                 }
