@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "tasks": [],
     "models": ["tasks", "runs"],
     "lens": ["models", "tasks", "runs", "stats"],
-    "scores": ["lens", "tasks", "runs", "stats"],
+    "scores": ["lens", "tasks", "runs", "stats", "models.batch", "models.anatomy"],
     "vectors": ["scores", "lens", "tasks", "runs", "models.gradients"],
     "evaluation": ["vectors", "lens", "tasks", "stats"],
     "figures": [
@@ -46,7 +46,7 @@ MAY_IMPORT["studies"] = _LIBRARY
 MAY_IMPORT["bench"] = [*_LIBRARY, "studies"]
 MAY_IMPORT["cli"] = [*_LIBRARY, "studies", "bench", ""]
 # The package itself lists what is public; "" is the package.
-MAY_IMPORT[""] = [*_LIBRARY, "studies"]
+MAY_IMPORT[""] = [*_LIBRARY, "studies", "bench"]
 
 
 def module_name(file: Path) -> str:

@@ -16,10 +16,10 @@ SHELVES = sorted(
 )
 PROMISED = """
 AddToResidual Edit FitSettings HeadMeans IndirectEffects LearnableTaskVector Lens NoEdit
-ReplaceHeads TaskVector attribute choose_function_vectors compare_head_sets evaluate fit_ltv
-function_vector function_vector_per_layer generate indirect_effects intervene load
-mean_head_outputs
-mediation_prompts permuted_controls progress_bar random_controls
+PatchEffects ReplaceHeads TaskVector attribute attribution_patch choose_function_vectors
+compare_head_sets evaluate fit_ltv function_vector function_vector_per_layer generate
+indirect_effects intervene load mean_head_outputs mediation_prompts patch permuted_controls
+progress_bar random_controls
 """
 
 
@@ -41,7 +41,7 @@ def test_the_package_lists_what_it_promises():
 def test_the_package_has_these_shelves():
     assert [
         "tvlens",
-        *(f"tvlens.{name}" for name in ("evaluation", "figures", "lens", "models")),
+        *(f"tvlens.{name}" for name in ("bench", "evaluation", "figures", "lens", "models")),
         "tvlens.models.regression",
         *(f"tvlens.{name}" for name in ("runs", "scores", "studies", "tasks", "vectors")),
     ] == SHELVES

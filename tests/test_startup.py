@@ -93,6 +93,31 @@ except SystemExit as end:
     assert lines[-1] == "loaded:"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "mediate --tasks nonsense --out run",
+        "patch --task nonsense --out run",
+        "patch --task antonym --site nonsense --out run",
+        "patch --task antonym --method nonsense --out run",
+        "patch --prompts nonsense.json --out run",
+        "score --task nonsense --out run",
+        "score --task antonym --by nonsense --out run",
+    ],
+)
+def test_names_that_are_not_there_are_found_before_anything_heavy_is_loaded(words):
+    code = f"""
+import sys
+from tvlens.cli import main
+sys.argv = ["tvlens", *{words.split()}]
+try:
+    main()
+except SystemExit as end:
+    assert end.code == 2, end.code
+"""
+    assert run(code) == ["loaded:"]
+
+
 def test_completion_loads_nothing_heavy():
     words = "tvlens fit --tasks present-past,verb-g"
     asked = {"_TVLENS_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": "3"}

@@ -1,3 +1,4 @@
+from . import bench as bench
 from . import errors as errors
 from . import evaluation as evaluation
 from . import figures as figures
@@ -21,9 +22,12 @@ from .lens.hooks import intervene as intervene
 from .lens.lens import Lens as Lens
 from .lens.loading import load as load
 from .scores.agreement import compare_head_sets as compare_head_sets
+from .scores.attribution import attribution_patch as attribution_patch
+from .scores.effects import PatchEffects as PatchEffects
 from .scores.mediation import IndirectEffects as IndirectEffects
 from .scores.mediation import indirect_effects as indirect_effects
 from .scores.mediation import mediation_prompts as mediation_prompts
+from .scores.patching import patch as patch
 from .vectors.controls import permuted_controls as permuted_controls
 from .vectors.controls import random_controls as random_controls
 from .vectors.fv import choose_function_vectors as choose_function_vectors

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 import pytest
@@ -19,7 +19,7 @@ import torch
 from pandas.testing import assert_frame_equal
 
 from helpers import trained, zoo
-from helpers.commands import mistake, ok, run
+from helpers.commands import finish_killed, manifest, mistake, ok, outcome, run
 from tvlens import bench, tasks
 from tvlens.cli import app as cli
 from tvlens.cli.options import fit_settings
@@ -81,21 +81,6 @@ def study(here, both) -> Study:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "100")
         return Study(folder, ok("study", "text", *both, "--out", folder, "--seed", 0))
-
-
-def manifest(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "manifest.json").read_text())
-
-
-def outcome(folder: Path) -> dict[str, bytes]:
-    """All files that the user reads, by name."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-        and path.name not in ("manifest.json", ".tvlens-lock")
-        and "steps" not in path.parts
-    }
 
 
 def pairs(n: int, output: Callable[[int], str] = lambda i: "kl"[i % 2]) -> list[dict[str, str]]:
@@ -263,25 +248,6 @@ def test_other_data_under_the_same_name_is_refused(study, both, here, tmp_path):
     options = [copied if word == here / "data" else word for word in both]
     message = mistake("study", "text", *options, "--out", study.folder, kind=RunError)
     assert "data.seven-on: " in message
-
-
-def finish_killed(folder: Path, command: list[str], until: Path, env: dict[str, str]) -> None:
-    """Runs a command until a file appears, then kills it as the system would."""
-    process = subprocess.Popen(
-        command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        deadline = time.monotonic() + 240
-        while not until.exists():
-            assert process.poll() is None, "the command ended before it could be killed"
-            assert time.monotonic() < deadline, f"{until} never appeared"
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait(timeout=60) == -signal.SIGKILL
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait(timeout=60)
 
 
 def test_a_killed_study_resumes_and_ends_with_the_same_bytes(study, both, tmp_path):
@@ -484,8 +450,8 @@ def test_the_paper_preset_is_the_released_codes(source, tmp_path):
 
 # --- help -----------------------------------------------------------------------------------------
 
-COMMANDS = ["models", "tasks", "mediate", "fit", "evaluate", "compare", "bench", "study"]
-COMMANDS += ["regression"]
+COMMANDS = ["models", "tasks", "mediate", "patch", "score", "fit", "evaluate", "compare", "study"]
+COMMANDS += ["bench", "regression"]
 GROUP = ["train", "bench", "models"]
 
 

@@ -36,6 +36,13 @@ class Says(Engine):
         super().__init__(inner.backend)
         self.inner, self.after = inner, after
 
+    @property
+    def sites(self):
+        return self.inner.sites
+
+    def record(self, batch, sites):
+        return self.inner.record(batch, sites)
+
     def read(self, batch: Any) -> Any:
         return self.inner.read(batch)
 

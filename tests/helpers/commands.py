@@ -1,6 +1,11 @@
 """Commands run in this process, as tests of the command line see them."""
 
-from typing import NamedTuple
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import typer.testing
 
@@ -43,3 +48,37 @@ def mistake(*words: object, kind: type[TvlensError]) -> str:
     assert isinstance(result.error, kind), result
     assert result.out.count("\n") <= 1, "nothing but the lens is said before the mistake"
     return str(result.error)
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def outcome(folder: Path) -> dict[str, bytes]:
+    """All files that the user reads, by name."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and path.name not in ("manifest.json", ".tvlens-lock")
+        and "steps" not in path.parts
+    }
+
+
+def finish_killed(folder: Path, command: list[str], until: Path, env: dict[str, str]) -> None:
+    """Runs a command until a file appears, then kills it as the system would."""
+    process = subprocess.Popen(
+        command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 240
+        while not until.exists():
+            assert process.poll() is None, "the command ended before it could be killed"
+            assert time.monotonic() < deadline, f"{until} never appeared"
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(timeout=60) == -signal.SIGKILL
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait(timeout=60)

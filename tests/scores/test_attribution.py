@@ -14,7 +14,8 @@ from tvlens.lens.heads import mean_head_outputs
 from tvlens.lens.hooks import WholePassEngine
 from tvlens.lens.patches import Patch, Shift
 from tvlens.lens.sites import SITE_KINDS, Site
-from tvlens.scores.attribution import attributed_heads, attribution_patch
+from tvlens.scores.attributed import attributed_heads
+from tvlens.scores.attribution import attribution_patch
 from tvlens.scores.mediation import IndirectEffects, indirect_effects
 from tvlens.scores.patching import patch
 from tvlens.tasks import Prompts

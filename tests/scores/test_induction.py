@@ -1,137 +1,175 @@
-"""Where heads look."""
+"""What heads attend to, against patterns on paper and those of TransformerLens' own caches."""
+
+import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from helpers import tiny_regression, zoo
-from tvlens.errors import ShapeError, TaskError, UnknownNameError
+from tvlens.errors import ShapeError, UnknownNameError
 from tvlens.lens.hooks import WholePassEngine
 from tvlens.lens.lens import Lens
 from tvlens.lens.readout import FirstToken
 from tvlens.lens.replay import ReplayEngine
+from tvlens.models.hooked import HookedBackend
 from tvlens.scores.induction import answer_attention, induction_scores
+from tvlens.tasks import Prompts
 
-HOOKED = pytest.mark.skipif(not zoo.HAS_HOOKED, reason="made as a HookedTransformer")
-
-
-def patterns_of(lens, batch):
-    """`hook_pattern` as transformer-lens keeps it, `[batch layer head query key]`."""
-    names = [f"blocks.{n}.attn.hook_pattern" for n in range(lens.n_layer)]
-    kept = {}
-
-    def keep(pattern, hook):
-        kept[hook.name] = pattern.detach()
-
-    with torch.no_grad(), lens.backend.model.hooks(fwd_hooks=[(name, keep) for name in names]):
-        lens.backend.forward(batch.inputs, batch.mask)
-    return torch.stack([kept[name] for name in names], dim=1)
+PROMPTS = Prompts.of_tokens(zoo.ROWS, [10, 11, 12, 13])
 
 
-@pytest.mark.parametrize("prefix", [(), (2,)])
-def test_scores_are_those_of_patterns_by_hooks(lens, prefix):
-    lens = Lens(lens.backend, lens.engine, lens.readout, prefix=prefix)
-    found = induction_scores(lens, n=3, length=6, seed=4)
-    batch = lens.backend.repeated(3, 6, prefix=prefix, seed=4)
-    start = len(prefix)
-    assert batch.inputs.shape == (3, start + 12)
-    assert torch.equal(batch.inputs[:, start : start + 6], batch.inputs[:, start + 6 :])
-    assert not set(batch.inputs[:, start:].flatten().tolist()) & {0, 1, 2, 3}
-    patterns = patterns_of(lens, batch)
-    expected = torch.zeros(3, 3, 4)
-    for i in range(6):
-        expected += patterns[..., start + 6 + i, start + i + 1] / 6
-    assert torch.allclose(found.values, expected, atol=1e-6)
-    assert (found.name, found.unit) == ("induction", "attention")
-    assert torch.equal(induction_scores(lens, n=3, length=6, seed=4).scores, found.scores)
-    assert not torch.equal(induction_scores(lens, n=3, length=6, seed=5).scores, found.scores)
+def looking_back(n, width, strength):
+    """A layer whose head 0 looks n - 1 positions back, as far as there are any, and head 1 at all.
 
-
-@HOOKED
-def test_a_head_that_looks_at_the_token_after_the_same_one_scores_one():
-    """Positions are told apart by the model's own, so that a head can look so many places back."""
-    length = 5
+    Scores of head 0 are `strength` at that position and 0 elsewhere.
+    """
     model = zoo.attention_only(
-        n_layers=1, n_heads=2, d_head=16, d_model=16, normalization_type=None, n_ctx=16
+        n_layers=1, n_heads=2, d_head=width, d_model=width, normalization_type=None
     )
     with torch.no_grad():
-        for parameter in model.parameters():
+        attn = model.blocks[0].attn
+        for parameter in (model.embed.W_E, attn.W_Q, attn.W_K, attn.b_Q, attn.b_K):
             parameter.zero_()
-        model.pos_embed.W_pos.copy_(100 * torch.eye(16))
-        # A query at p has the key of p - length + 1 on its mind.
-        back = torch.zeros(16, 16)
-        for p in range(length - 1, 16):
-            back[p, p - length + 1] = 1.0
-        model.blocks[0].attn.W_Q[0] = back
-        model.blocks[0].attn.W_K[0] = torch.eye(16)
-    backend = zoo.HookedBackend(model, "made by hand")
-    found = induction_scores(Lens(backend, ReplayEngine(backend), FirstToken()), n=2, length=length)
-    assert torch.allclose(found.values[:, 0, 0], torch.ones(2), atol=1e-5)
-    # The other head attends to all alike.
-    alike = torch.tensor([1 / (length + i + 1) for i in range(length)]).mean()
-    assert torch.allclose(found.values[:, 0, 1], alike.expand(2), atol=1e-6)
+        model.pos_embed.W_pos[:width] = torch.eye(width)
+        attn.W_Q[0] = torch.eye(width)
+        attn.W_K[0] = strength * width**0.5 * torch.eye(width).roll(n - 1, dims=1)
+    backend = HookedBackend(model, "looking back")
+    return Lens(backend, ReplayEngine(backend), FirstToken(), prefix=(2,))
 
 
-def test_sequences_fit_the_context(lens):
-    room = lens.backend.n_ctx // 2
-    found = induction_scores(lens, n=1, length=10_000)
-    assert torch.equal(found.scores, induction_scores(lens, n=1, length=room).scores)
-    with pytest.raises(ShapeError, match=r"0 sequences of 24 tokens twice asked for; 'llama' has"):
-        induction_scores(lens, n=0)
-    with pytest.raises(ShapeError, match=r"1 sequences of 1 tokens twice asked for"):
-        induction_scores(lens, n=1, length=1)
+@pytest.mark.skipif(not zoo.HAS_HOOKED, reason="made as a HookedTransformer")
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("length", [2, 7])
+def test_patterns_on_paper(length, whole):
+    """From column t, softmax of one score of `strength` among t + 1 is e^s / (e^s + t)."""
+    strength, width = 3.0, 1 + 2 * length
+    lens = looking_back(length, width, strength)
+    if whole:
+        lens = replace(lens, engine=WholePassEngine(lens.backend))
+    found = induction_scores(lens, n=3, length=length)
+    columns = range(1 + length, width)
+    e = math.exp(strength)
+    expected = [sum(e / (e + t) for t in columns), sum(1 / (t + 1) for t in columns)]
+    expected = torch.tensor([[x / length for x in expected]])
+    assert torch.allclose(found.scores, expected, atol=1e-6)
+    assert found.values.shape == (3, 1, 2)
+    assert (found.name, found.unit, found.model) == (
+        *("induction", "attention weight"),
+        "looking back",
+    )
 
 
 @pytest.mark.parametrize("kind", zoo.KINDS)
-def test_models_of_points_are_shown_numbers_twice(kind):
+def test_scores_are_read_off_the_patterns_of_a_cache(kind):
+    lens = zoo.lens("llama", kind, prefix=(2,))
+    found = induction_scores(lens, n=3, length=9, seed=5)
+    batch, period = lens.backend.repeated_prompts(3, 9, prefix=(2,), seed=5)
+    assert period == 9
+    with torch.no_grad():
+        _, cache = lens.backend.model.run_with_cache(batch.inputs)
+    for layer in range(3):
+        pattern = cache[f"blocks.{layer}.attn.hook_pattern"]
+        expected = torch.stack([pattern[:, :, t, t - 8] for t in range(10, 19)]).mean(dim=0)
+        assert torch.allclose(found.values[:, layer], expected, atol=1e-6)
+    few = replace(lens, max_tokens=20)
+    assert torch.allclose(induction_scores(few, n=3, length=9, seed=5).values, found.values)
+    assert not torch.equal(induction_scores(lens, n=3, length=9, seed=6).values, found.values)
+
+
+def test_sequences_are_of_words_and_repeat(lens):
+    batch, period = lens.backend.repeated_prompts(5, 24, prefix=(2,), seed=0)
+    assert batch.inputs.shape == (5, 49)
+    assert (batch.inputs[:, 0] == 2).all()
+    assert torch.equal(batch.inputs[:, 1:25], batch.inputs[:, 25:])
+    assert period == 24
+    assert batch.inputs[:, 1:].min() >= len(zoo.SPECIAL)
+    assert all(len(set(row)) == 24 for row in batch.inputs[:, 1:25].tolist())
+    assert len({tuple(row) for row in batch.inputs.tolist()}) == 5
+    for n, length in ((0, 5), (3, 1), (3, 51)):
+        with pytest.raises(ShapeError, match=r"expected at least one prompt of 2 to 50 tokens"):
+            induction_scores(lens, n=n, length=length)
+
+
+@pytest.mark.parametrize("kind", zoo.KINDS)
+def test_points_repeat_as_far_as_there_are_positions(kind):
     lens = tiny_regression.lens(kind)
-    found = induction_scores(lens, n=3, length=7, seed=1)
-    batch = lens.backend.repeated(3, 7, seed=1)
-    assert batch.inputs.shape == (3, 12, 1)
-    patterns = patterns_of(lens, batch)
-    expected = sum(patterns[..., 6 + i, i + 1] for i in range(6)) / 6
-    assert torch.allclose(found.values, expected, atol=1e-5)
+    batch, period = lens.backend.repeated_prompts(4, 24, prefix=(), seed=0)
+    n_points = lens.backend.n_ctx // 4
+    assert (batch.inputs.shape[1], period) == (4 * n_points, 2 * n_points)
+    assert torch.equal(batch.inputs[:, :period], batch.inputs[:, period:])
+    found = induction_scores(lens, n=4)
+    with torch.no_grad():
+        _, cache = lens.backend.model.run_with_cache(*_read_in(lens, batch.inputs), **_start(lens))
+    pattern = cache["blocks.1.attn.hook_pattern"]
+    columns = range(period, 2 * period)
+    expected = torch.stack([pattern[:, :, t, t - period + 1] for t in columns]).mean(dim=0)
+    assert torch.allclose(found.values[:, 1], expected, atol=1e-6)
+    short, period = lens.backend.repeated_prompts(4, 2, prefix=(), seed=0)
+    assert (short.inputs.shape[1], period) == (8, 4)
+    with pytest.raises(ShapeError, match=r"0 prompts of 24 points and the same again asked of"):
+        induction_scores(lens, n=0)
+
+
+def _read_in(lens, inputs):
+    if lens.backend.kind == "bridge":
+        return (lens.backend.trained.read_in(inputs),)
+    return (lens.backend.embed(inputs, torch.ones(inputs.shape[:2], dtype=torch.bool)),)
+
+
+def _start(lens):
+    return {} if lens.backend.kind == "bridge" else {"start_at_layer": 0}
+
+
+def test_attention_to_all_columns_is_one(backend):
+    """Sinks take their share, and have no column."""
+    lens = Lens(backend, ReplayEngine(backend), FirstToken())
+    found = answer_attention(lens, PROMPTS, torch.arange(7).expand(4, -1))
+    assert found.values.shape == (4, 3, backend.n_head)
+    if backend.name == "gpt-oss":
+        assert found.values.max() < 1 + 1e-5
+        assert found.scores.mean() < 0.9
+    else:
+        assert torch.allclose(found.values, torch.ones(()), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", zoo.KINDS)
-def test_attention_to_answers_is_that_to_their_tokens(kind, task):
-    lens = zoo.lens("llama", kind)
-    prompts = task.prompts("train", shots=2, n=4)
-    found = answer_attention(lens, prompts)
-    tokenizer, expected = lens.backend.tokenizer, torch.zeros(4, 3, 4)
-    for i, prompt in enumerate(prompts):
-        ids = tokenizer(prompt.text).input_ids
-        batch = zoo.batch([ids])
-        pattern = patterns_of(lens, batch)[0, :, :, -1]
-        # Answers stand between "A:" and the end of the line.
-        text, at = prompt.text, 0
-        for demo in prompt.demos:
-            at = text.index("A:", at) + 2
-            before = len(tokenizer(text[:at]).input_ids)
-            n = len(tokenizer(f" {demo.output}").input_ids)
-            expected[i] += pattern[..., before : before + n].sum(dim=-1)
-    assert torch.allclose(found.values, expected, atol=1e-5)
-    assert expected.max() > 0.01
-    assert (found.name, found.task) == ("answer_attention", prompts.task)
+def test_attention_is_that_of_a_cache_to_these_columns(kind):
+    lens = zoo.lens("llama", kind, max_tokens=14)
+    columns = torch.tensor([[6, 3], [-1, 5], [6, -1], [-1, 4]])
+    found = answer_attention(lens, PROMPTS, columns)
+    assert (found.name, found.task) == ("answer_attention", "tokens")
+    for i, row in enumerate(zoo.ROWS):
+        with torch.no_grad():
+            _, cache = lens.backend.model.run_with_cache(torch.tensor([row]))
+        at = [int(c) - (7 - len(row)) for c in columns[i] if c >= 0]
+        for layer in range(3):
+            expected = cache[f"blocks.{layer}.attn.hook_pattern"][0, :, -1, at].sum(dim=-1)
+            assert torch.allclose(found.values[i, layer], expected, atol=1e-5)
 
 
-def test_attention_to_every_y_of_points():
-    lens = tiny_regression.lens()
-    prompts = tiny_regression.TASK.prompts("train", shots=5, n=4)
-    found = answer_attention(lens, prompts)
-    expected = patterns_of(lens, lens.encode(prompts))[..., -1, 1::2].sum(dim=-1)
-    assert torch.allclose(found.values, expected, atol=1e-5)
+def test_layers_without_heads_have_no_score():
+    backend = zoo.backend("lfm2", "bridge")
+    lens = Lens(backend, WholePassEngine(backend), FirstToken())
+    found = answer_attention(lens, PROMPTS, torch.arange(7).expand(4, -1))
+    assert found.scores.isnan().all(dim=1).tolist() == [True, False, True]
+    assert torch.allclose(found.values[:, 1], torch.ones(()), atol=1e-5)
 
 
-def test_what_cannot_be_looked_at_is_refused(lens, task):
-    with pytest.raises(TaskError, match=r"expected|no "):
-        answer_attention(lens, task.prompts("train", n=2, kind="zero"))
+def test_what_cannot_be_read_is_refused(lens):
+    for columns, said in (
+        ([[0]] * 3, r"columns of 3 prompts are given for 4 prompts of task 'tokens'"),
+        ([[0], [7], [0], [0]], r"prompt 1 of task 'tokens' is asked at column 6, .* \[7\] is"),
+        ([[0], [0], [-2], [0]], r"prompt 2 .* columns \[-2\] is wanted; expected different"),
+        ([[0, -1, -1], [2, 0, 2], [0, 1, 2], [0, 1, 2]], r"prompt 1 .* columns \[2, 0, 2\]"),
+    ):
+        with pytest.raises(ShapeError, match=said):
+            answer_attention(lens, PROMPTS, torch.tensor(columns))
+
+
+@pytest.mark.skipif(not zoo.HAS_HOOKED, reason="transformer-lens 4 reads what it shows")
+def test_patterns_that_are_only_shown_are_refused():
     backend = zoo.backend("gpt-neo", "bridge")
-    slow = Lens(backend, WholePassEngine(backend), FirstToken())
+    shown_only = Lens(backend, WholePassEngine(backend), FirstToken())
     with pytest.raises(UnknownNameError, match=r"'gpt-neo' has no site 'pattern'"):
-        induction_scores(slow, n=1, length=4)
-
-
-def test_few_at_once_change_nothing(lens):
-    whole = induction_scores(lens, n=3, length=6)
-    small = Lens(lens.backend, lens.engine, lens.readout, max_tokens=12)
-    assert torch.allclose(induction_scores(small, n=3, length=6).values, whole.values, atol=1e-6)
+        induction_scores(shown_only)

@@ -10,6 +10,7 @@ from tvlens.errors import ModelError, NumericalError, ShapeError, TaskError, Unk
 from tvlens.lens.hooks import WholePassEngine
 from tvlens.lens.positions import places
 from tvlens.lens.sites import PER_HEAD, PER_KEY_VALUE_HEAD, SITE_KINDS, Site
+from tvlens.scores.approximation import agreement_of
 from tvlens.scores.effects import COLUMNS, PatchEffects
 from tvlens.scores.metrics import METRICS
 from tvlens.scores.patching import patch
@@ -429,3 +430,38 @@ def test_progress_is_told_of_every_prompt(lens):
     done = []
     patch(replace(lens, max_tokens=5), *pair(), layers=[1], progress=done.append)
     assert sum(done) == 2
+
+
+def test_effects_of_several_sets_are_joined():
+    def effects(places, n, **changes):
+        values = torch.arange(float(n * 2 * len(places))).view(n, 2, 1, len(places))
+        given = {"by": "all", "metric": "kl", "unit": "nats"} | changes
+        return PatchEffects(values, torch.zeros(n), torch.ones(n), "resid_post", places, **given)
+
+    a, b = effects(("0", "1"), 2), effects(("0", "1", "2"), 1)
+    joined = PatchEffects.joined([a, b])
+    assert joined.places == ("0", "1", "2")
+    assert torch.equal(joined.values[:2, ..., :2], a.values)
+    assert joined.values[:2, ..., 2].isnan().all()
+    assert torch.equal(joined.values[2:], b.values)
+    with pytest.raises(ShapeError, match=r"effects of different metric cannot be joined: kl, nats"):
+        PatchEffects.joined([a, effects(("0",), 1, metric="nats")])
+
+
+@pytest.mark.parametrize("lower", [False, True])
+def test_agreement_is_of_the_places_that_bring_the_source_over(lower):
+    """Those of highest effects, or of lowest where the source prompts have the lower metric."""
+    exact = torch.tensor([5.0, 4.0, 3.0, -6.0]).view(1, 4, 1, 1)
+    other = torch.tensor([5.0, 1.0, 3.0, -6.0]).view(1, 4, 1, 1)
+    sign, given = (-1 if lower else 1), {"by": "query", "metric": "kl", "unit": "nats"}
+    made = [
+        PatchEffects(
+            sign * x, torch.zeros(1), torch.full((1,), sign * 5.0), "mlp_out", ("query",), **given
+        )
+        for x in (exact, other)
+    ]
+    assert made[0].towards == ("low" if lower else "high")
+    found = agreement_of(*made, k=2)
+    assert (found.recall, found.missed) == (0.5, ((1, 0, "query"),))
+    assert found.spearman == pytest.approx(0.8)
+    assert agreement_of(made[0], made[0]).recall == 1

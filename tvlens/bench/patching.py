@@ -19,7 +19,7 @@ from tvlens.lens.heads import mean_head_outputs
 from tvlens.lens.lens import Lens
 from tvlens.runs.manifest import peak_memory_gib
 from tvlens.scores.agreement import spearman
-from tvlens.scores.attribution import attributed_heads
+from tvlens.scores.attributed import attributed_heads
 from tvlens.scores.mediation import indirect_effects
 from tvlens.scores.pairing import Pairing, Piece, paired
 from tvlens.scores.ranking import top_heads

@@ -3,7 +3,7 @@
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, no_type_check
 
 import typer
 
@@ -39,6 +39,7 @@ JsonOption = Annotated[
 ]
 
 
+@no_type_check  # typer gives a context of a class that it keeps to itself
 def bench_text(
     ctx: typer.Context,
     out: OutOption = Path("runs/bench"),

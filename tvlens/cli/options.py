@@ -318,6 +318,7 @@ def open_run(
     chosen: Mapping[str, Task],
     settings: Any,
     vectors: Mapping[str, Path] | None = None,
+    prompts: Path | None = None,
 ) -> "Run":
     """The run folder. Opened last, so that a name mistyped does not claim it for that name.
 
@@ -328,6 +329,7 @@ def open_run(
         chosen: the tasks by name.
         settings: a dataclass with a `seed`, all that decides what the run finds.
         vectors: files that are read, by name.
+        prompts: a file of prompts that is read.
     """
     from tvlens.runs.run import Run
     from tvlens.runs.storage import file_sha256
@@ -339,6 +341,9 @@ def open_run(
     if vectors is not None:
         config["vectors"] = {name: str(file) for name, file in vectors.items()}
         digests |= {str(file): file_sha256(file) for file in vectors.values()}
+    if prompts is not None:
+        config["prompts"] = str(prompts)
+        digests[str(prompts)] = file_sha256(prompts)
     config["settings"] = asdict(settings)
     run = Run.open(out, command, config, data=digests, seeds={"seed": settings.seed})
     run.manifest["lens"] = repr(lens)

@@ -24,8 +24,9 @@ from tvlens.cli.options import (
     open_run,
     read_tasks,
 )
-from tvlens.console import say, show
-from tvlens.errors import UnknownNameError
+from tvlens.console import complain, say, show
+from tvlens.errors import NumericalError, UnknownNameError
+from tvlens.lens.sites import site_kind
 from tvlens.tasks.text.pairs import load_pairs
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def patch(
         Path | None,
         typer.Option(
             "--prompts",
-            help="JSON file of your own pairs instead: clean, corrupted, answer and wrong of each.",
+            help="Pairs of your own instead, in JSON: clean, corrupted, answer and wrong of each.",
         ),
     ] = None,
     site: Annotated[
@@ -56,16 +57,37 @@ def patch(
     positions: Annotated[
         str,
         typer.Option(
-            "--positions", help="query, all, roles, or numbers or roles separated by commas."
+            "--positions", help="Where: query, all, roles, or numbers or roles separated by commas."
         ),
     ] = "query",
     metric: Annotated[MetricName, typer.Option("--metric", help="What effects are in.")] = (
         "probability"
     ),
     method: Annotated[
-        str, typer.Option("--method", help="exact, attribution (to first order), or both.")
+        str,
+        typer.Option(
+            "--method",
+            help="How: exact, attribution (to first order), or exact,attribution for both.",
+        ),
     ] = "exact",
-    n: Annotated[int, typer.Option("--n", min=1, help="Prompts of each task.")] = 16,
+    integration: Annotated[
+        int,
+        typer.Option(
+            "--steps", min=0, help="Points of integrated gradients of attribution; 0 for none."
+        ),
+    ] = 0,
+    fix_softmax: Annotated[
+        bool,
+        typer.Option(
+            "--fix-softmax", help="Attribution of q and k attends anew instead of linearising."
+        ),
+    ] = False,
+    n: Annotated[
+        int | None,
+        typer.Option(
+            "--n", min=1, help="Prompts of each task, or pairs.", show_default="16, or all pairs"
+        ),
+    ] = None,
     noising: Annotated[
         bool,
         typer.Option("--noising", help="Put corrupted activations into clean prompts instead."),
@@ -84,6 +106,8 @@ def patch(
     """Effects of clean activations put into corrupted prompts; writes OUT/patching.csv.
 
     Of a task, label-shuffled prompts are corrupted; of pairs of your own, those that you give.
+    Positions that are counted need as many tokens in both: of a task, other prompts are drawn in
+    place of those that differ.
     """
     if (task is None) == (prompts is None):
         raise UnknownNameError(
@@ -94,11 +118,18 @@ def patch(
     ways = listed("--method", method)
     for way in ways:
         if way not in ("exact", "attribution"):
-            raise UnknownNameError(f"--method {way!r}: expected exact, attribution or both")
+            raise UnknownNameError(
+                f"--method {way!r}: expected exact, attribution, or exact,attribution for both"
+            )
+    if (integration or fix_softmax) and "attribution" not in ways:
+        raise UnknownNameError(
+            f"--steps and --fix-softmax are of attribution, and --method is {method}; leave them "
+            "out, or ask for attribution"
+        )
+    sites = tuple(map(site_kind, listed("--site", site)))
 
     import pandas as pd
 
-    from tvlens.lens.sites import site_kind
     from tvlens.studies.patching import (
         PatchSettings,
         Twins,
@@ -109,37 +140,43 @@ def patch(
     )
 
     settings = PatchSettings(
-        sites=tuple(map(site_kind, listed("--site", site))),
+        sites=sites,
         positions=_positions(positions),
         methods=tuple(ways),
         metric=metric,
-        n=n,
+        n=n or (PatchSettings.n if pairs is None else len(pairs)),
         shots=shots,
         seed=seed,
         noising=noising,
+        steps=integration,
+        fix_softmax=fix_softmax,
     )
     lens = load_lens(model, backend, dtype, device, revision)
     several: list[Twins] = []
-    for asked in lay_out(chosen, template, lens).values():
-        found, left_out = twins(lens, asked, settings)
+    notes: list[str] = []
+    chosen = lay_out(chosen, template, lens)
+    for asked in chosen.values():
+        found, said = twins(lens, asked, settings)
         several.append(found)
-        if left_out:
-            say(f"{asked.name}: {left_out} pairs of prompts of different length are left out")
+        notes += said
     if pairs is not None:
-        several.append(Twins.of_pairs(pairs, n))
+        several.append(Twins.of_pairs(pairs, settings.n))
     for each in several:
         require_patchable(lens, each, settings)
-    files = None if prompts is None else {"pairs": prompts}
-    with open_run(out, "patch", lens, chosen, settings, files) as run:
+    with open_run(out, "patch", lens, chosen, settings, prompts=prompts) as run:
+        for note in notes:
+            run.note_filter(note)
+            say(note)
         effects: list[PatchEffects] = []
         for each in several:
             for kind in settings.sites:
                 both = [patched(lens, each, kind, way, settings, run) for way in settings.methods]
                 for of_method in both:
-                    _say_best(of_method)
+                    _say_best(of_method, seed)
                 if len(both) > 1:
                     _say_agreement(*both)
                 effects += both
+            _say_if_undefined(effects[-1])
         table = pd.concat([each.to_frame(seed=seed) for each in effects], ignore_index=True)
         path = run.write_table("patching", table)
         write_figures(run, table, effects)
@@ -156,9 +193,9 @@ def _positions(text: str) -> "Positions":
         return words
 
 
-def _say_best(effects: "PatchEffects") -> None:
+def _say_best(effects: "PatchEffects", seed: int) -> None:
     """The layers, heads and places of largest effect, either way."""
-    table = effects.to_frame()
+    table = effects.to_frame(seed=seed)
     table["place"] = table["role"].where(table["role"] != "", table["position"].astype("string"))
     best = table.loc[table["value"].abs().nlargest(5).index]
     columns = ["layer", *(["head"] if effects.has_heads else []), "place"]
@@ -169,11 +206,14 @@ def _say_best(effects: "PatchEffects") -> None:
         "source run)",
         digits=4,
     )
-    if table["normalised"].isna().all():
-        say(
-            f"{effects.task}: clean and corrupted prompts do not differ in {effects.metric}, so "
-            "shares of the difference are not defined"
-        )
+
+
+def _say_if_undefined(effects: "PatchEffects") -> None:
+    """Where clean and corrupted prompts of a task do not differ, which all its sites share."""
+    try:
+        _ = effects.normalised
+    except NumericalError as error:
+        complain(f"column normalised is empty: {error}", "warning")
 
 
 def _say_agreement(exact: "PatchEffects", approximate: "PatchEffects") -> None:

@@ -32,6 +32,7 @@ from tvlens.cli.options import (
 )
 from tvlens.console import say, show
 from tvlens.errors import UnknownNameError
+from tvlens.scores.catalogue import scores_named
 
 
 def mediate(
@@ -97,16 +98,18 @@ def score(
     preset: PresetOption = "default",
     steps: StepsOption = None,
 ) -> None:
-    """Several scores of every head, and how far they agree; writes OUT/scores.csv."""
+    """Several scores of every head, and how far they agree; writes OUT/scores.csv.
+
+    And OUT/agreement.csv and OUT/overlap_curves.csv, every two of them against each other.
+    """
     chosen = read_tasks(tasks, data, duplicates, template)
-    names = listed("--by", by)
+    wanted = scores_named(listed("--by", by))
 
     import pandas as pd
 
     from tvlens.studies import scoring
     from tvlens.studies.text import TextSettings, text_plans
 
-    wanted = scoring.named(names)
     settings = TextSettings(
         seed=seed, shots=shots, ltv=fit_settings(preset, steps, shots), ltv_seeds=1
     )
@@ -114,10 +117,10 @@ def score(
     chosen = lay_out(chosen, template, lens)
     require_askable(lens, chosen, shots, ["train", "validation"], settings.n_means)
     with open_run(out, f"score by {by}", lens, chosen, settings) as run:
-        tables, agreements = [], []
+        tables, agreements, curves = [], [], []
         for plan in text_plans(lens, chosen, settings).values():
             task = plan.task.name
-            found = scoring.made(plan, run, wanted)
+            found = scoring.made(scoring.Found(plan, run), wanted)
             tables.append(scoring.table_of(found, seed=seed))
             agreements.append(scoring.agreement_of(found, settings.compare_ks))
             unit = lens.readout.score_name
@@ -129,11 +132,15 @@ def score(
             if len(found) > 1:
                 show(
                     agreements[-1].loc[lambda table: table["measure"] == "spearman"][
-                        ["comparison", "value", "p_value"]
+                        ["comparison", "value", "low", "high", "p_value"]
                     ],
-                    f"{task}: Spearman's rank correlation over all heads",
+                    f"{task}: Spearman's rank correlation over all heads, 95% interval",
                 )
                 run.write_figure(f"scores-{task}", scoring.maps_of(found, unit=unit))
+                curves.append(scoring.curves_of(found))
+                run.write_figure(f"overlap-{task}", scoring.curves_figure(curves[-1], found))
+        if curves:
+            run.write_table("overlap_curves", pd.concat(curves, ignore_index=True))
         run.write_table("agreement", pd.concat(agreements, ignore_index=True))
         path = run.write_table("scores", pd.concat(tables, ignore_index=True))
     say(f"Wrote {path}")

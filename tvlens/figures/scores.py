@@ -121,7 +121,7 @@ def score_maps(
         bar = figure.colorbar(image, ax=axes, location="bottom", aspect=28, pad=0.1 / height)
         in_unit = f"{score.measured} ({unit})" if score is RANKED[0] else score.measured
         bar.set_label(textwrap.fill(in_unit, 40))
-        bar.locator = MaxNLocator(5, symmetric=True)
+        bar.locator = MaxNLocator(5 if len(maps) < 4 else 3, symmetric=True)
         for layer, head in best[0]:
             corner = head - 0.5, layer - 0.5
             axes.add_patch(Rectangle(corner, 1, 1, fill=False, ec="black", lw=1.1))
@@ -137,8 +137,11 @@ def score_maps(
         )
     panels[0].set_ylabel("layer")
     shared = len(set(best[0]) & set(best[1]))
-    second = shown[1].label if len(shown) == 2 else "each"
-    labels = [f"top {k} by {shown[0].label}", f"top {k} by {second} ({shared} in both)"]
+    first, second = (score.label for score in shown[:2])
+    dotted = f"{second} ({shared} in both)"
+    if len(shown) > 2:
+        dotted = f"each map's own score, in the first map by {second}"
+    labels = [f"top {k} by {first}", f"top {k} by {dotted}"]
     figure.legend([axes.patches[0], axes.lines[0]], labels, loc="outside lower center", ncols=2)
     return figure
 

@@ -14,6 +14,8 @@ from .hooks import WholePassEngine as WholePassEngine
 from .hooks import intervene as intervene
 from .lens import Lens as Lens
 from .loading import load as load
+from .patches import Patch as Patch
+from .patches import Shift as Shift
 from .positions import Places as Places
 from .positions import places as places
 from .readout import FirstToken as FirstToken
@@ -21,3 +23,6 @@ from .readout import Measure as Measure
 from .readout import Readout as Readout
 from .readout import SquaredError as SquaredError
 from .replay import ReplayEngine as ReplayEngine
+from .sites import SITE_KINDS as SITE_KINDS
+from .sites import Site as Site
+from .suffix import SuffixEngine as SuffixEngine

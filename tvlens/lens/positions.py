@@ -4,7 +4,7 @@ Positions of a prompt are counted from its first token, special tokens included,
 position*, the one at which the prompt is asked. What stands behind that is never a place.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -19,11 +19,15 @@ from tvlens.models.roles import Roles
 
 Positions = int | str | Sequence[int] | Sequence[str]
 """The query position ("query"), all positions up to it ("all"), all roles ("roles"), or those
-chosen: one or several numbers, or one or several roles by name.
+chosen: one or several numbers, or one or several roles by name. The roles of all demonstrations can
+be taken together (`GROUPS`).
 
 Negative numbers count from the query position, which is -1. Of prompts of a text task "query" alone
 is the position at which they are asked, and `["query"]` the role, which is what they ask.
 """
+
+GROUPS = {"inputs": "input", "answers": "answer", "xs": "x", "ys": "y"}
+"""Names of the same role of every demonstration, taken together, and that role's own."""
 
 _EXPECTED = (
     'expected "query", "all", "roles", a position, a role, or a list of positions or of roles'
@@ -118,6 +122,36 @@ def places(lens: Reader, prompts: Any, batch: Batch, positions: Positions) -> Pl
         return _of_roles(roles, batch, chosen)
     _require_within(batch, chosen)
     return Places(tuple(map(str, chosen)), _columns(batch, chosen), "columns")
+
+
+def spread(
+    positions: Positions, roles: Callable[[], Sequence[str]]
+) -> tuple[Positions, dict[str, list[str]]]:
+    """The positions with every group replaced by its roles, and which roles each place is then of.
+
+    Args:
+        positions: what is asked for.
+        roles: gives all roles of the prompts; asked only where there is a group.
+
+    Returns:
+        The positions, and the roles of every place by name; nothing where no group is asked for.
+    """
+    names = [positions] if isinstance(positions, str) else positions
+    if isinstance(names, int) or not any(name in GROUPS for name in names):
+        return positions, {}
+    there, found = roles(), {}
+    for name in map(str, names):
+        own = GROUPS.get(name)
+        several = [role for role in there if role.rpartition(" ")[0] == own and role[-1].isdigit()]
+        found[name] = several or [name]
+    return [role for several in found.values() for role in several], found
+
+
+def together(
+    columns: Int[Tensor, "batch place at"], places: Sequence[int]
+) -> Int[Tensor, "batch some_at"]:
+    """Columns of several places as those of one."""
+    return columns[:, list(places)].flatten(1)
 
 
 def shared(source: Places, target: Places) -> tuple[Places, Places]:

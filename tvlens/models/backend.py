@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from tvlens.errors import ModelError
+from tvlens.errors import ModelError, ShapeError
 from tvlens.models.anatomy import Anatomy
 from tvlens.models.batch import Batch
 from tvlens.models.encode import encode_text, encode_tokens
@@ -254,20 +254,39 @@ class Backend(ABC):
         tokens = torch.randint(self.d_vocab, (2, n), generator=generator).tolist()
         return Batch.pad([tokens[0], tokens[1][: max(1, n - 2)]], [[[0]], [[0]]]).to(self.device)
 
-    def repeated(self, n: int, length: int, *, prefix: Sequence[int], seed: int) -> Batch:
-        """Sequences of random tokens, each followed by itself.
+    def repeated_prompts(
+        self, n: int, length: int, *, prefix: Sequence[int], seed: int
+    ) -> tuple[Batch, int]:
+        """Random tokens r1 … rn r1 … rn behind `prefix`, and the columns until they return.
+
+        Tokens are drawn without replacement, special ones not at all, so that each has one first
+        occurrence. They end with the last column.
 
         Args:
-            n: number of sequences.
-            length: tokens of each before they come again.
-            prefix: special tokens put before; no special token is drawn.
+            n: number of prompts.
+            length: how many tokens are repeated.
+            prefix: special tokens put before every prompt.
             seed: seed of the draws.
+
+        Raises:
+            ShapeError: there are not as many tokens, or positions.
         """
-        special = set(getattr(self.tokenizer, "all_special_ids", None) or ())
-        tokens = torch.tensor([token for token in range(self.d_vocab) if token not in special])
+        special = set() if self.tokenizer is None else set(self.tokenizer.all_special_ids)
+        known = self.d_vocab if self.tokenizer is None else min(self.d_vocab, len(self.tokenizer))
+        drawn = torch.tensor([token for token in range(known) if token not in special])
+        most = min(len(drawn), (self.n_ctx - len(prefix)) // 2)
+        if not (n >= 1 and 2 <= length <= most):
+            raise ShapeError(
+                f"{n} prompts of {length} tokens and the same again asked of {self.name!r}, which "
+                f"has {len(drawn)} tokens to draw and {self.n_ctx} positions; expected at least "
+                f"one prompt of 2 to {most} tokens"
+            )
         generator = torch.Generator().manual_seed(seed)
-        drawn = tokens[torch.randint(len(tokens), (n, length), generator=generator)].tolist()
-        return Batch.pad([[*prefix, *row, *row] for row in drawn], [[[0]]] * n)
+        first = [drawn[torch.randperm(len(drawn), generator=generator)[:length]] for _ in range(n)]
+        rows = [[*prefix, *tokens.tolist(), *tokens.tolist()] for tokens in first]
+        # What would follow is the first of them once more.
+        answers = [[[int(tokens[0])]] for tokens in first]
+        return Batch.pad(rows, answers), length
 
     def forward(
         self, inputs: Tensor, mask: Bool[Tensor, "batch pos"]
@@ -285,25 +304,28 @@ class Backend(ABC):
         self, residual: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits of residual streams after the last block."""
-        return self.bound(self.project_to_logits(self.final_norm(residual)))
+        logits = self.logits_of(self.final_norm(residual))
+        cap = self.logit_cap
+        return logits if cap is None else cap * (logits / cap).tanh()
 
     @abstractmethod
     def final_norm(
-        self, residual: Float[Tensor, "batch pos d_model"]
-    ) -> Float[Tensor, "batch pos d_model"]:
-        """What the unembedding reads of residual streams after the last block."""
+        self, residual: Float[Tensor, "*rows d_model"]
+    ) -> Float[Tensor, "*rows d_model"]:
+        """What logits are read off, of residual streams after the last block.
+
+        Raises:
+            ModelError: TransformerLens does not show the norm.
+        """
 
     @abstractmethod
-    def project_to_logits(
-        self, normed: Float[Tensor, "batch pos d_model"]
-    ) -> Float[Tensor, "batch pos d_vocab"]:
-        """Logits before any bound, which are linear in what `final_norm` gives."""
+    def logits_of(self, normed: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_vocab"]:
+        """Logits before any cap, linear in what the final norm gives but for a constant."""
 
-    def bound(
-        self, logits: Float[Tensor, "batch pos d_vocab"]
-    ) -> Float[Tensor, "batch pos d_vocab"]:
-        """Logits as the model bounds them, if it does."""
-        return logits
+    @property
+    @abstractmethod
+    def logit_cap(self) -> float | None:
+        """Logits become cap tanh(logits / cap), which comes last; None leaves them."""
 
     @abstractmethod
     def anatomy(self) -> Anatomy:

@@ -106,25 +106,25 @@ class BridgeBackend(Backend):
             return super().forward(inputs, mask)
 
     def final_norm(
-        self, residual: Float[Tensor, "batch pos d_model"]
-    ) -> Float[Tensor, "batch pos d_model"]:
+        self, residual: Float[Tensor, "*rows d_model"]
+    ) -> Float[Tensor, "*rows d_model"]:
+        if not hasattr(self.model, "ln_final"):
+            raise ModelError(
+                f"model {self.name!r} has no norm behind its last block that TransformerBridge "
+                "shows (ln_final), so logits cannot be read off its residual stream; use "
+                "Backend.forward, or a model that has one"
+            )
         norm = next(self.model.ln_final.parameters(), residual)
         return self.model.ln_final(residual.to(norm.device))
 
-    def project_to_logits(
-        self, normed: Float[Tensor, "batch pos d_model"]
-    ) -> Float[Tensor, "batch pos d_vocab"]:
+    def logits_of(self, normed: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_vocab"]:
         # Granite divides them, Cohere multiplies them.
-        logits = self.model.unembed(normed)
-        logits = logits / (getattr(self.config, "logits_scaling", None) or 1.0)
+        logits = self.model.unembed(normed) / (getattr(self.config, "logits_scaling", None) or 1.0)
         return logits * (getattr(self.config, "logit_scale", None) or 1.0)
 
-    def bound(
-        self, logits: Float[Tensor, "batch pos d_vocab"]
-    ) -> Float[Tensor, "batch pos d_vocab"]:
-        # Gemma 2 caps them.
-        cap = getattr(self.config, "final_logit_softcapping", None)
-        return cap * (logits / cap).tanh() if cap else logits
+    @property
+    def logit_cap(self) -> float | None:
+        return getattr(self.config, "final_logit_softcapping", None) or None
 
     def anatomy(self) -> Anatomy:
         refuse_unknown(_unknown(self.config, self.model))

@@ -47,21 +47,18 @@ class HookedBackend(Backend):
         return tuple(f"blocks.{layer}.{norm}.hook_{part}" for part in parts)
 
     def final_norm(
-        self, residual: Float[Tensor, "batch pos d_model"]
-    ) -> Float[Tensor, "batch pos d_model"]:
+        self, residual: Float[Tensor, "*rows d_model"]
+    ) -> Float[Tensor, "*rows d_model"]:
         has_norm = self.model.cfg.normalization_type is not None
         return self.model.ln_final(residual) if has_norm else residual
 
-    def project_to_logits(
-        self, normed: Float[Tensor, "batch pos d_model"]
-    ) -> Float[Tensor, "batch pos d_vocab"]:
+    def logits_of(self, normed: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_vocab"]:
         return self.model.unembed(normed)
 
-    def bound(
-        self, logits: Float[Tensor, "batch pos d_vocab"]
-    ) -> Float[Tensor, "batch pos d_vocab"]:
+    @property
+    def logit_cap(self) -> float | None:
         cap = self.model.cfg.output_logits_soft_cap
-        return cap * (logits / cap).tanh() if cap > 0 else logits
+        return cap if cap > 0 else None
 
     def anatomy(self) -> Anatomy:
         cfg = self.model.cfg

@@ -143,6 +143,21 @@ def spearman(a: HeadScores, b: HeadScores) -> Correlation:
     return _correlation(stats.spearmanr, a, b)
 
 
+def spearman_interval(a: HeadScores, b: HeadScores) -> tuple[float, float]:
+    """Ends of the 95% interval of Spearman's correlation; NaN where it is, or of under 4 heads.
+
+    By Fisher's z with the standard error of Bonett and Wright 2000 (Psychometrika 65), √((1 + ρ²/2)
+    / (N - 3)): as the p-value, it takes heads to be exchangeable.
+    """
+    value, n = spearman(a, b).value, heads_of(grid_of(a)).size
+    if n < 4:
+        return float("nan"), float("nan")
+    half = stats.norm.ppf(0.975) * np.sqrt((1 + value**2 / 2) / (n - 3))
+    with np.errstate(divide="ignore"):  # of maps that agree fully, both ends are 1
+        low, high = np.tanh(np.arctanh(value) + np.array([-half, half]))
+    return float(low), float(high)
+
+
 def kendall(a: HeadScores, b: HeadScores) -> Correlation:
     """Kendall's tau-b over all heads, which corrects for ties; NaN where either map is constant."""
     return _correlation(stats.kendalltau, a, b)

@@ -14,8 +14,8 @@ class Agreement:
 
     Attributes:
         spearman: rank correlation; NaN where either is constant.
-        recall: share of the k places of highest exact effect that are among the k of highest
-            approximate effect.
+        recall: share of the k best places by exact effect that are among the k best by approximate
+            effect; the best are those that bring most of the source run over.
         k: how many.
         missed: those of the k that are not, as (layer, head, place), best first.
         n_places: how many places there are.
@@ -50,7 +50,7 @@ def agreement_of(exact: PatchEffects, approximate: PatchEffects, k: int = 10) ->
     flat = [mean[there].double() for mean in means]
     constant = any(bool((x == x[0]).all()) for x in flat)
     k = min(k, len(flat[0]))
-    best, found = (x.topk(k).indices.tolist() for x in flat)
+    best, found = (x.topk(k, largest=exact.towards == "high").indices.tolist() for x in flat)
     index = there.nonzero()
     missed = [index[i].tolist() for i in best if i not in set(found)]
     return Agreement(

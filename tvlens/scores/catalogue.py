@@ -4,18 +4,22 @@ Columns of `heads.csv`, comparisons of head sets, legends and colours come from 
 score is a module that makes `Scores`, and one line here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from tvlens.scores.score import Scores
+from tvlens.errors import UnknownNameError
+
+if TYPE_CHECKING:
+    # Names of scores are looked up before torch is imported.
+    from tvlens.scores.score import Scores
 
 
 @runtime_checkable
 class Weighs(Protocol):
     """A trained vector of heads, such as a Learnable Task Vector."""
 
-    def head_scores(self, name: Any) -> Scores:
+    def head_scores(self, name: Any) -> "Scores":
         """The score of this name."""
         ...
 
@@ -25,7 +29,7 @@ class Findings(Protocol):
     """What a study has found of one task before its heads are scored."""
 
     @property
-    def effects(self) -> Scores:
+    def effects(self) -> "Scores":
         """Indirect effects."""
         ...
 
@@ -40,22 +44,22 @@ class FurtherFindings(Findings, Protocol):
     """What can be found of a task besides; each is reckoned when it is asked for."""
 
     @property
-    def attributed(self) -> Scores:
+    def attributed(self) -> "Scores":
         """Indirect effects to first order."""
         ...
 
     @property
-    def direct(self) -> Scores:
+    def direct(self) -> "Scores":
         """Direct logit attribution on clean prompts that the model answers."""
         ...
 
     @property
-    def induction(self) -> Scores:
+    def induction(self) -> "Scores":
         """Attention to what came after the same token before."""
         ...
 
     @property
-    def answers(self) -> Scores:
+    def answers(self) -> "Scores":
         """Attention of the query position to the answers that clean prompts show."""
         ...
 
@@ -78,7 +82,7 @@ class HeadScore:
     """
 
     name: str
-    of: Callable[[Any], Scores]
+    of: "Callable[[Any], Scores]"
     label: str
     title: str = ""
     measured: str = ""
@@ -163,3 +167,19 @@ STUDIED = tuple(score for score in SCORES if score.studied)
 
 RANKED = tuple(score for score in STUDIED if score.heads is not None)
 """The scores of every study that heads are ranked by, compared and drawn."""
+
+
+def scores_named(names: Sequence[str]) -> list[HeadScore]:
+    """The scores of these names, in the order of the catalogue; "all" names every one.
+
+    Raises:
+        UnknownNameError: there is none of a name.
+    """
+    known = {str(score.heads): score for score in SCORES if score.heads is not None}
+    unknown = [name for name in names if name not in known and name != "all"]
+    if unknown or not names:
+        raise UnknownNameError(
+            f"there is no score {unknown[0] if unknown else ''!r}; expected some of "
+            f"{', '.join(known)}, or all"
+        )
+    return [score for name, score in known.items() if name in names or "all" in names]

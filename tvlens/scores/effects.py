@@ -94,6 +94,14 @@ class PatchEffects(Kept):
         return float(difference if self.direction == "denoising" else -difference)
 
     @property
+    def towards(self) -> Literal["high", "low"]:
+        """Where effects of patches that bring the source run over stand: high or low.
+
+        They are low where the source prompts have the lower metric, as in noising, or of a KL.
+        """
+        return "high" if float((self.source - self.before).double().mean()) >= 0 else "low"
+
+    @property
     def normalised(self) -> Float[Tensor, "layer head place"]:
         """Share of the gap between clean and corrupted prompts that a patched run shows.
 

@@ -1,111 +1,103 @@
-"""Where heads look: induction scores, and attention to the answers that a prompt shows."""
-
-from collections.abc import Callable
-from dataclasses import replace
+"""What heads attend to: the token after an earlier occurrence of this one, or given columns."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from tvlens.errors import ShapeError
+from tvlens.errors import NumericalError, ShapeError
 from tvlens.lens.lens import Lens
-from tvlens.lens.positions import places
-from tvlens.lens.sites import Site
-from tvlens.models.batch import Batch
+from tvlens.lens.patterns import patterns
 from tvlens.scores.score import Scores
 from tvlens.tasks.base import PromptSet
 
-Read = Callable[[Float[Tensor, "batch pos head key"], slice], Float[Tensor, "batch head"]]
+UNIT = "attention weight"
 
 
 def induction_scores(lens: Lens, *, n: int = 16, length: int = 24, seed: int = 0) -> Scores:
-    """How much each head looks for what came after the same thing before (Olsson et al. 2022).
+    """How much heads attend to what came after this token last time (Olsson et al. 2022).
 
-    Sequences of random tokens r1 … rn r1 … rn, behind the special tokens that the lens puts before
-    prompts: the attention from each token of the second half to the token after its first
-    occurrence, its mean over positions. Models that read points are given random points twice.
+    The model reads random tokens r1 … rn r1 … rn, behind the prefix it is used to; the score is the
+    attention from each token of the second half to the token after its first occurrence, mean over
+    positions ("prefix matching", arXiv 2209.11895). Regression models read random points x₁, y₁, …
+    and the same again, as many as they have positions for.
+
+    Example:
+        >>> induction_scores(lens).top(5)  # doctest: +SKIP
 
     Args:
         lens: the model.
-        n: number of sequences.
-        length: tokens of each half; fewer where the model has no room for so many.
-        seed: seed of the sequences.
+        n: number of sequences, which are the score's prompts.
+        length: number of tokens, or points, that are repeated.
+        seed: seed of the draws.
 
     Raises:
-        ShapeError: the model has no room for two tokens twice, or there is no sequence.
-        UnknownNameError: the model's patterns cannot be read.
+        ShapeError: the model has not as many tokens or positions.
+        UnknownNameError: it has no attention patterns that could be read.
+        NumericalError: a weight is not finite.
     """
-    room = (lens.backend.n_ctx - len(lens.prefix)) // 2
-    length = min(length, room)
-    if n < 1 or length < 2:
-        raise ShapeError(
-            f"{n} sequences of {length} tokens twice asked for; {lens.name!r} has room for {room} "
-            "tokens twice: ask for at least 1 sequence of at least 2"
-        )
-    batch = lens.backend.repeated(n, length, prefix=lens.prefix, seed=seed)
-    # Points come in pairs, so that a half may be one shorter.
-    length = (batch.inputs.shape[1] - len(lens.prefix)) // 2
-    second = torch.arange(batch.inputs.shape[1])[-length:]
-
-    def read(pattern: Tensor, rows: slice) -> Tensor:
-        return pattern[:, second, :, second - length + 1].mean(dim=0)
-
-    values = _by_layer(lens, batch, read)
-    return Scores.of_prompts(values, name="induction", unit="attention", model=lens.name)
+    batch, period = lens.backend.repeated_prompts(n, length, prefix=lens.prefix, seed=seed)
+    width = batch.inputs.shape[1]
+    second = torch.arange(width - period, width)
+    values = _no_values(lens, n)
+    for rows, layer, weights in patterns(lens, batch):
+        at = second.to(weights.device)
+        values[rows, layer] = weights[:, at, :, at - period + 1].mean(dim=0).float().cpu()
+    return _scores(lens, values, "induction", "")
 
 
-def answer_attention(lens: Lens, prompts: PromptSet) -> Scores:
-    """How much each head attends from the query position to the answers that are shown.
-
-    The weights on all tokens of all demonstrations' answers, or on all y, together.
+def answer_attention(lens: Lens, prompts: PromptSet, columns: Int[Tensor, "_batch at"]) -> Scores:
+    """How much heads attend, from the query position, to given columns, such as shown answers.
 
     Args:
         lens: the model.
-        prompts: prompts with demonstrations.
+        prompts: what the model is asked.
+        columns: columns of each prompt as `lens.encode` gives it, padding included, none of them
+            twice; -1 fills up. Their weights are summed.
 
     Raises:
-        TaskError: the prompts have no roles, or show no answer.
-        UnknownNameError: the model's patterns cannot be read.
+        ShapeError: there are not as many rows as prompts, or a prompt lacks a column, or has it
+            twice, or it lies behind the query.
+        UnknownNameError: the model has no attention patterns that could be read.
+        NumericalError: a weight is not finite.
     """
     batch = lens.encode(prompts)
-    shown = _answers(lens, prompts, batch)
+    given = columns.to(lens.backend.device)
+    if len(given) != len(batch):
+        raise ShapeError(
+            f"columns of {len(given)} prompts are given for {len(batch)} prompts of task "
+            f"{prompts.task!r}; expected a row for each"
+        )
+    query = batch.query.to(given.device)
+    ordered = given.sort(dim=1).values
+    twice = ((ordered.diff(dim=1) == 0) & (ordered[:, 1:] >= 0)).any(dim=1)
+    wrong = ((given > query[:, None]) | (given < -1)).any(dim=1) | twice
+    if wrong.any():
+        first = int(wrong.int().argmax())
+        raise ShapeError(
+            f"prompt {first} of task {prompts.task!r} is asked at column {int(query[first])}, and "
+            f"attention to its columns {given[first].tolist()} is wanted; expected different "
+            "columns from 0 to that one, or -1 to fill up: count them in lens.encode(prompts), "
+            "padding included"
+        )
 
-    def read(pattern: Tensor, rows: slice) -> Tensor:
-        query = batch.query[rows].to(pattern.device)
-        at_query = pattern[torch.arange(len(query), device=pattern.device), query]
-        return at_query.where(shown[rows].to(pattern.device)[:, None], 0.0).sum(dim=-1)
-
-    values = _by_layer(lens, batch, read)
-    return Scores.of_prompts(
-        values, name="answer_attention", unit="attention", task=prompts.task, model=lens.name
-    )
-
-
-def _answers(lens: Lens, prompts: PromptSet, batch: Batch) -> Bool[Tensor, "batch pos"]:
-    """Columns of the answers that prompts show."""
-    roles = places(lens, prompts, batch, "roles").names
-    names = [name for name in roles if name.split(" ")[0] in ("answer", "y")]
-    columns = places(
-        lens, prompts, batch, [name for name in names if name != "answer prefix"]
-    ).columns.flatten(1)
-    found = torch.zeros_like(batch.mask)
-    rows = torch.arange(len(batch))[:, None].expand(columns.shape)
-    found[rows[columns >= 0], columns[columns >= 0]] = True
-    return found
+    values = _no_values(lens, len(batch))
+    for rows, layer, weights in patterns(lens, batch):
+        at, here = given[rows].to(weights.device), query[rows].to(weights.device)
+        prompt = torch.arange(len(weights), device=weights.device)
+        seen = weights[prompt[:, None], here[:, None], :, at.clamp(min=0)]
+        seen = seen.where((at >= 0)[..., None], 0.0)
+        values[rows, layer] = seen.sum(dim=1).float().cpu()
+    return _scores(lens, values, "answer_attention", prompts.task)
 
 
-def _by_layer(lens: Lens, batch: Batch, read: Read) -> Float[Tensor, "prompt layer head"]:
-    """What is read of every layer's pattern, a layer and a few prompts at a time."""
-    engine, layers = lens.engine.anywhere, lens.backend.attention_layers
-    engine.require_sites([Site("pattern", n) for n in layers])
-    step = max(1, lens.max_tokens // batch.inputs.shape[1])
-    found = torch.full((len(batch), lens.n_layer, lens.n_head), torch.nan)
-    with lens.frozen(), torch.no_grad():
-        for start in range(0, len(batch), step):
-            rows = slice(start, min(start + step, len(batch)))
-            few = replace(batch[rows], shared=1)
-            # A pattern of every layer at once would take memory by the square of the length.
-            for n in layers:
-                pattern = engine.record(few, [Site("pattern", n)])[Site("pattern", n)]
-                found[rows, n] = read(pattern, rows).float().cpu()
-    return found
+def _no_values(lens: Lens, n: int) -> Float[Tensor, "prompt layer head"]:
+    return torch.full((n, lens.n_layer, lens.n_head), torch.nan)
+
+
+def _scores(lens: Lens, values: Tensor, name: str, task: str) -> Scores:
+    if not torch.isfinite(values[:, list(lens.backend.attention_layers)]).all():
+        raise NumericalError(
+            f"attention patterns of {lens.name!r} are not finite; expected weights from 0 to 1; "
+            "try dtype=torch.float32"
+        )
+    return Scores.of_prompts(values, name=name, unit=UNIT, task=task, model=lens.name)

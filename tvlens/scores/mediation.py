@@ -14,7 +14,7 @@ from tvlens.lens.edits import ReplaceHeads
 from tvlens.lens.heads import HeadMeans, donor_outputs
 from tvlens.lens.lens import Lens
 from tvlens.models.batch import Batch
-from tvlens.scores.attribution import attributed_heads
+from tvlens.scores.attributed import attributed_heads
 from tvlens.scores.score import HEAD_KEYS, Scores
 from tvlens.tasks.base import PromptSet
 from tvlens.tasks.text.prompts import Prompts

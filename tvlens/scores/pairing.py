@@ -1,18 +1,19 @@
 """Source and target prompts side by side, in pieces that are patched together."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tvlens.errors import ShapeError, TaskError
 from tvlens.lens.edits import NoEdit
 from tvlens.lens.engine import Engine, Reading
 from tvlens.lens.lens import Lens
 from tvlens.lens.patches import Patch
-from tvlens.lens.positions import Places, Positions, matched, places, shared
+from tvlens.lens.positions import Places, Positions, matched, places, shared, spread, together
 from tvlens.lens.sites import PER_HEAD, PER_KEY_VALUE_HEAD, Site, SiteKind, require_sites, site_kind
 from tvlens.models.batch import Batch
 from tvlens.scores.effects import Direction, PatchEffects
@@ -237,14 +238,18 @@ def paired(
             f"source and target prompts of task {target.task!r} are the same, so there is nothing "
             "to patch; give prompts that differ, such as clean and label-shuffled ones"
         )
+    positions, groups = spread(positions, lambda: places(lens, target, batches[1], "roles").names)
     of = places(lens, source, batches[0], positions), places(lens, target, batches[1], positions)
     columns = matched(*of, *batches, tokenizer=lens.backend.tokenizer)
+    where = shared(*of)[1]
+    if groups:
+        where, columns = _grouped(where, groups, columns)
     if kind == "pattern":
         _require_same_keys(*batches)
     return Pairing(
         lens,
         *batches,
-        shared(*of)[1],
+        where,
         *columns,
         kind,
         tuple(there[kind] if layers is None else layers),
@@ -252,6 +257,23 @@ def paired(
         wrong,
         target.task,
     )
+
+
+def _grouped(
+    where: Places,
+    groups: Mapping[str, Sequence[str]],
+    columns: tuple[Int[Tensor, "batch place at"], Int[Tensor, "batch place at"]],
+) -> tuple[Places, tuple[Tensor, Tensor]]:
+    """Places that are of several roles each, whose tokens are matched role by role."""
+    index = [[where.names.index(role) for role in roles] for roles in groups.values()]
+
+    def of(each: Int[Tensor, "batch place at"]) -> Int[Tensor, "batch group some_at"]:
+        parts = [together(each, roles) for roles in index]
+        width = max(part.shape[1] for part in parts)
+        return torch.stack([pad(part, (0, width - part.shape[1]), value=-1) for part in parts], 1)
+
+    found = of(columns[0]), of(columns[1])
+    return replace(where, names=tuple(groups), columns=found[1], all_roles=False), found
 
 
 def n_heads(lens: Lens, kind: SiteKind) -> int:

@@ -41,7 +41,7 @@ def path_effects(
     receiver: Receiver | str | Sequence[Receiver | str],
     *,
     senders: Sequence[Head] | None = None,
-    positions: Positions = "query",
+    at: Positions = "query",
     norm: NormScale = "exact",
     metric: str | MetricFunction | None = None,
     wrong: PromptSet | None = None,
@@ -64,7 +64,7 @@ def path_effects(
         >>> clean = task.prompts("train", n=8)
         >>> shuffled = task.prompts("train", n=8, kind="shuffled")
         >>> path_effects(lens, clean, shuffled, "logits").top(5)
-        >>> path_effects(lens, clean, shuffled, "v of 9.6", positions="all").top(5)
+        >>> path_effects(lens, clean, shuffled, "v of 9.6", at="all").top(5)
 
     Args:
         lens: the model. Receivers other than the logits take one that is run by replay.
@@ -73,7 +73,7 @@ def path_effects(
         receiver: what hears the change, in words such as "q of 12.3" (`Receiver`), or several.
         senders: heads (layer, head) that are patched, each on its own; all by default. Others are
             NaN in the result.
-        positions: where senders are patched, all at once: the query position, all positions up to
+        at: where senders are patched, all at once: the query position, all positions up to
             it, numbers, or roles (`Positions`). All but the query and roles take source and target
             prompts of equal length.
         norm: whether the norm that the receiver reads through is made anew, or its scale is held
@@ -90,7 +90,8 @@ def path_effects(
 
     Raises:
         UnknownNameError: there is no such receiver, norm or metric, or the model has no such site.
-        ModelError: the model is run by whole passes, and what is asked for takes its parts.
+        ModelError: the model is run by whole passes, and what is asked for takes its parts, or its
+            last norm is not shown.
         ShapeError: a layer or head is not there, no sender comes before the receiver, or prompts
             differ in number or, where positions are numbers, in length.
         TaskError: means are asked for what they do not know, or positions are not there.
@@ -107,7 +108,7 @@ def path_effects(
             f"{' or '.join(map(str, receivers))}, so none has a direct path to it; choose a "
             "receiver in a later layer, or other senders"
         )
-    pairs = _paired(lens, source, target, positions, measure)
+    pairs = _paired(lens, source, target, at, measure)
     wrongs = wrong_tokens(lens, wrong, len(target))
     found, before = [], []
     with lens.frozen(), torch.no_grad():
@@ -118,8 +119,6 @@ def path_effects(
             reference = Reference(None if wrongs is None else wrongs[rows], given)
             unpatched = measured(measure, lens, clean, piece.target, reference)
             edges = _edges(lens, engine, receivers, norm, reading, piece, {n for n, _ in reach})
-            if not isinstance(engine, SuffixEngine):
-                edges.require_same(clean[:, 0])
             parts = []
             for outputs, moved in edges.outputs(reach):
                 effect = measured(measure, lens, outputs, piece.target, reference) - unpatched
@@ -237,14 +236,14 @@ def _paired(
     lens: Lens,
     source: PromptSet | HeadMeans,
     target: PromptSet,
-    positions: Positions,
+    at: Positions,
     measure: Metric,
 ) -> _Pairs:
     batch = lens.encode(target)
     if isinstance(source, HeadMeans):
         source.require_fit(lens)
-        if positions != "query" or _compares(measure):
-            wanted = f"metric {measure.name!r}" if positions == "query" else f"{positions=}"
+        if at != "query" or _compares(measure):
+            wanted = f"metric {measure.name!r}" if at == "query" else f"{at=}"
             raise TaskError(
                 f"{wanted} asked for with the means of {source.count} prompts, which hold heads at "
                 "the query position and no outputs; give source prompts"
@@ -257,7 +256,7 @@ def _paired(
             f"{len(given)} source prompts for {len(batch)} target prompts; expected one source "
             "for each target"
         )
-    of = places(lens, source, given, positions), places(lens, target, batch, positions)
+    of = places(lens, source, given, at), places(lens, target, batch, at)
     origin, to = matched(*of, given, batch, tokenizer=lens.backend.tokenizer)
     to, origin = to.flatten(1), origin.flatten(1)
     # Of a column that is given twice, the first.

@@ -1,19 +1,20 @@
 """Patching of several sites, step by step, so that a command that was stopped goes on."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from tvlens import figures
 from tvlens.console import progress_bar
+from tvlens.errors import ModelError
 from tvlens.lens.lens import Lens
 from tvlens.lens.positions import Positions
 from tvlens.lens.sites import SiteKind
 from tvlens.runs.run import Run
-from tvlens.scores.attribution import attribution_patch
+from tvlens.scores.attribution import attribution_patch, require_possible
 from tvlens.scores.effects import PatchEffects
 from tvlens.scores.pairing import paired
 from tvlens.scores.patching import patch
@@ -38,7 +39,8 @@ class PatchSettings:
         shots: examples in a prompt.
         seed: seed of the prompts.
         noising: whether corrupted activations go into clean prompts.
-        at_once: prompts of a step; a command that was stopped does at most so many again.
+        steps: points of integrated gradients of attribution; 0 for the gradient at the target.
+        fix_softmax: whether attribution attends anew with patched queries and keys.
     """
 
     sites: tuple[SiteKind, ...]
@@ -49,7 +51,26 @@ class PatchSettings:
     shots: int = 10
     seed: int = 0
     noising: bool = False
-    at_once: int = 4
+    steps: int = 0
+    fix_softmax: bool = False
+
+    @property
+    def at_once(self) -> int:
+        """Prompts of a step; a command that was stopped does at most so many again."""
+        return 4 if self.positions == "query" else 1
+
+    @property
+    def by_number(self) -> bool:
+        """Whether positions are counted, so that prompts must be of one length to be patched."""
+        if isinstance(self.positions, str):
+            return self.positions == "all"
+        return isinstance(self.positions, int) or isinstance(self.positions[0], int)
+
+    def options(self, method: str) -> dict[str, Any]:
+        """What a method of patching takes besides."""
+        if method == "exact":
+            return {}
+        return {"steps": self.steps, "fix_softmax": self.fix_softmax}
 
 
 @dataclass(frozen=True)
@@ -84,14 +105,13 @@ class Twins:
         return both[::-1] if settings.noising else both
 
 
-def twins(lens: Lens, task: Task, settings: PatchSettings) -> tuple[Twins, int]:
-    """Clean prompts of the train split and their label-shuffled twins, and how many were left out.
+def twins(lens: Lens, task: Task, settings: PatchSettings) -> tuple[Twins, list[str]]:
+    """Clean prompts of the train split and their label-shuffled twins, and what to know of them.
 
-    Where positions are numbers, twins that differ in length are left out, as long as others can be
-    drawn: four times as many as are wanted.
+    Where positions are counted, twins that differ in length are left out, and others drawn in their
+    place: up to four times as many as are wanted. Where all differ, none is left out, so that
+    whoever patches them is told of it.
     """
-    by_number = settings.positions == "all" or not isinstance(settings.positions, str)
-    by_number = by_number and not _are_roles(settings.positions)
 
     def drawn(n: int) -> tuple[Prompts, Prompts]:
         clean, shuffled = (
@@ -100,18 +120,35 @@ def twins(lens: Lens, task: Task, settings: PatchSettings) -> tuple[Twins, int]:
         )
         return clean, shuffled
 
-    clean, shuffled = drawn(4 * settings.n if by_number else settings.n)
-    if not by_number:
-        return Twins(task.name, clean, shuffled), 0
+    clean, shuffled = drawn(4 * settings.n if settings.by_number else settings.n)
+    if not settings.by_number:
+        return Twins(task.name, clean, shuffled), []
     lengths = [lens.encode(each).mask.sum(dim=1) for each in (clean, shuffled)]
     same = (lengths[0] == lengths[1]).nonzero().flatten().tolist()[: settings.n]
     if not same:
-        return Twins(task.name, *drawn(settings.n)), 0
-    return Twins(task.name, clean[same], shuffled[same]), same[-1] + 1 - len(same)
+        return Twins(task.name, *drawn(settings.n)), []
+    found = Twins(task.name, clean[same], shuffled[same])
+    notes = []
+    if left_out := same[-1] + 1 - len(same):
+        notes.append(
+            f"{task.name}: {left_out} prompts are left out, whose label-shuffled twins differ from "
+            f"them in length; {len(found)} remain"
+        )
+    if moved := _moved(lens, found):
+        notes.append(
+            f"{task.name}: in {moved} of {len(found)} prompts, answers that change places differ "
+            "in length, so that one position is not always one role; --positions roles matches them"
+        )
+    return found, notes
 
 
-def _are_roles(positions: Positions) -> bool:
-    return isinstance(positions, Sequence) and all(isinstance(each, str) for each in positions)
+def _moved(lens: Lens, prompts: Twins) -> int:
+    """Of how many prompts the tokens play other roles in the twin; 0 where none can tell."""
+    both = prompts.clean, prompts.corrupted
+    with suppress(ModelError):
+        roles = [lens.backend.roles(each, prefix=lens.prefix) for each in both]
+        return sum(a != b for a, b in zip(*roles, strict=True))
+    return 0
 
 
 def require_patchable(lens: Lens, prompts: Twins, settings: PatchSettings) -> None:
@@ -122,7 +159,11 @@ def require_patchable(lens: Lens, prompts: Twins, settings: PatchSettings) -> No
     """
     source, target = prompts.ways(settings)
     for site in settings.sites:
-        paired(lens, source, target, site=site, positions=settings.positions)
+        pairing = paired(lens, source, target, site=site, positions=settings.positions)
+        if "attribution" in settings.methods:
+            require_possible(pairing, settings.steps, settings.fix_softmax)
+        for rows in _pieces(prompts, settings):
+            paired(lens, source[rows], target[rows], site=site, positions=settings.positions)
 
 
 def patched(
@@ -138,8 +179,7 @@ def patched(
             told.append(n)
             advance(n)
 
-        for start in range(0, len(prompts), settings.at_once):
-            rows = slice(start, start + settings.at_once)
+        for rows in _pieces(prompts, settings):
 
             def compute(rows: slice = rows) -> PatchEffects:
                 return WAYS[method](
@@ -152,39 +192,48 @@ def patched(
                     wrong=None if prompts.wrong is None else prompts.wrong[rows],
                     direction="noising" if settings.noising else "denoising",
                     progress=tell,
+                    **settings.options(method),
                 )
 
             told.clear()
-            name = f"{prompts.name}/{site}/{method}/{start}"
+            name = f"{prompts.name}/{site}/{method}/{rows.start}"
             parts.append(run.kept(name, PatchEffects, compute))
             advance(len(parts[-1].values) - sum(told))
     return replace(PatchEffects.joined(parts), task=prompts.name)
 
 
-def write_figures(run: Run, table: pd.DataFrame, effects: Sequence[PatchEffects]) -> list[str]:
-    """Maps of every site, and exact against approximate effects; returns their names."""
-    names = []
+def _pieces(prompts: Twins, settings: PatchSettings) -> list[slice]:
+    """Prompts of every step."""
+    n = settings.at_once
+    return [slice(start, start + n) for start in range(0, len(prompts), n)]
 
-    def write(name: str, figure: Figure) -> None:
-        run.write_figure(name, figure)
-        names.append(name)
 
+def write_figures(run: Run, table: pd.DataFrame, effects: Sequence[PatchEffects]) -> None:
+    """Maps of every site, and exact against approximate effects.
+
+    Of sites that have heads, and of several places, maps show the greatest effect of each head at
+    any place; where patches lower the metric, the sum over places.
+    """
     methods = set(table["method"])
     for each in effects:
         task, site, method = each.task, each.site, each.method
         name = f"{task}-{site}" + ("" if len(methods) == 1 else f"-{method}")
-        several = len(each.places) > 1
-        if several and not each.has_heads:
+        top = each.towards
+        if each.has_heads:
+            over: Literal["max", "sum"] | None = "max" if top == "high" else "sum"
+            figure = figures.head_map(
+                table,
+                task=task,
+                site=site,
+                method=method,
+                over=over if len(each.places) > 1 else None,
+                top=top,
+            )
+        else:
             fitting = each.by == "all" and len(each.tokens) == len(each.places)
             tokens = each.tokens if fitting else None
             figure = figures.position_map(table, task=task, site=site, method=method, tokens=tokens)
-            write(name, figure)
-        if each.has_heads:
-            over: Literal["max"] | None = "max" if several else None
-            write(name, figures.head_map(table, task=task, site=site, method=method, over=over))
-        if each.method == "attribution" and "exact" in methods:
-            write(
-                f"{each.task}-{each.site}-approximation",
-                figures.approximation(table, task=each.task, site=each.site),
-            )
-    return names
+        run.write_figure(name, figure)
+        if method == "attribution" and "exact" in methods:
+            figure = figures.approximation(table, task=task, site=site, top=top)
+            run.write_figure(f"{task}-{site}-approximation", figure)

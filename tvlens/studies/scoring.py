@@ -11,18 +11,18 @@ from matplotlib.figure import Figure
 
 from tvlens import figures
 from tvlens.console import progress_bar
-from tvlens.errors import UnknownNameError
 from tvlens.lens.heads import HeadMeans
+from tvlens.lens.positions import places, spread
 from tvlens.runs.run import Run
-from tvlens.scores.agreement import compare_head_sets
-from tvlens.scores.attribution import attributed_effects
-from tvlens.scores.catalogue import SCORES, HeadScore
+from tvlens.scores.agreement import compare_head_sets, overlap_curve, spearman_interval
+from tvlens.scores.attributed import attributed_effects
+from tvlens.scores.catalogue import HeadScore
 from tvlens.scores.direct import direct_effects
 from tvlens.scores.induction import answer_attention, induction_scores
 from tvlens.scores.mediation import IndirectEffects
 from tvlens.scores.score import Scores
 from tvlens.studies import stages
-from tvlens.studies.comparison import COLUMNS
+from tvlens.studies.comparison import COLUMNS, CURVE_KS
 from tvlens.studies.text import TextPlan
 from tvlens.vectors.ltv.ltv import LearnableTaskVector
 from tvlens.vectors.materials import fitting_ks
@@ -85,8 +85,16 @@ class Found:
     @cached_property
     def answers(self) -> Scores:
         """Attention of the query position to the answers that clean prompts show."""
-        prompts = self.plan.clean()
-        return self._kept("answers", 1, lambda _: answer_attention(self.plan.lens, prompts))
+        lens, prompts = self.plan.lens, self.plan.clean()
+
+        def compute(_: Callable[[int], None]) -> Scores:
+            batch = lens.encode(prompts)
+            shown, _groups = spread("answers", lambda: places(lens, prompts, batch, "roles").names)
+            return answer_attention(
+                lens, prompts, places(lens, prompts, batch, shown).columns.flatten(1)
+            )
+
+        return self._kept("answers", 1, compute)
 
     def _kept(
         self, name: str, total: int, compute: Callable[[Callable[[int], None]], Scores]
@@ -98,12 +106,11 @@ class Found:
         return self.run.kept(f"{self.plan.task.name}/{name}", Scores, with_bar)
 
 
-def made(plan: TextPlan, run: Run, chosen: Sequence[HeadScore]) -> dict[str, Scores]:
+def made(found: Found, chosen: Sequence[HeadScore]) -> dict[str, Scores]:
     """The chosen scores of one task, by what they are called on the command line."""
-    found = Found(plan, run)
+    task = found.plan.task.name
     return {
-        str(score.heads): replace(score.of(found), name=score.name, task=plan.task.name)
-        for score in chosen
+        str(score.heads): replace(score.of(found), name=score.name, task=task) for score in chosen
     }
 
 
@@ -124,17 +131,43 @@ def table_of(scores: Mapping[str, Scores], *, seed: int) -> pd.DataFrame:
 
 
 def agreement_of(scores: Mapping[str, Scores], ks: Sequence[int]) -> pd.DataFrame:
-    """Every two scores against each other, as `RUN/headsets.csv` has it."""
+    """Every two scores against each other, as `RUN/headsets.csv` has it.
+
+    Spearman's correlation has an interval (`low`, `high`), over heads.
+    """
     frames = []
     for first, second in combinations(scores, 2):
         a, b = scores[first], scores[second]
         table = compare_head_sets(a, b, ks=fitting_ks(ks, a.n_heads), names=(first, second))
-        frames.append(table.assign(task=a.task, comparison=f"{first} and {second}"))
+        ends = spearman_interval(a, b)
+        own = table["measure"] == "spearman"
+        low, high = (own.map({True: end, False: np.nan}) for end in ends)
+        names = {"task": a.task, "comparison": f"{first} and {second}"}
+        frames.append(table.assign(**names, low=low, high=high))
     if not frames:
         return pd.DataFrame(columns=COLUMNS)
     # Columns that are empty in one of the frames would warn in concat; reindexing says so.
     rows = [row for frame in frames for row in frame.to_dict("records")]
     return pd.DataFrame(rows).reindex(columns=COLUMNS).astype({"k": "Int64"})
+
+
+def curves_of(scores: Mapping[str, Scores]) -> pd.DataFrame:
+    """Overlap of the best heads of every two scores at every size of `CURVE_KS`."""
+    frames = []
+    for first, second in combinations(scores, 2):
+        a, b = scores[first], scores[second]
+        curve = overlap_curve(a, b, ks=fitting_ks(CURVE_KS, a.n_heads))
+        curve.insert(0, "comparison", f"{first} and {second}")
+        curve.insert(0, "task", a.task)
+        frames.append(curve)
+    return pd.concat(frames, ignore_index=True)
+
+
+def curves_figure(curves: pd.DataFrame, scores: Mapping[str, Scores]) -> Figure:
+    """Overlap of the first score's best heads with those of every other."""
+    first, *others = scores
+    shown = curves[curves["comparison"].isin([f"{first} and {other}" for other in others])]
+    return figures.overlap_curve(shown.assign(task=shown["comparison"]))
 
 
 def maps_of(scores: Mapping[str, Scores], *, unit: str) -> Figure:
@@ -143,19 +176,3 @@ def maps_of(scores: Mapping[str, Scores], *, unit: str) -> Figure:
     k = max(1, min(10, first.n_heads // 4))
     grids = {score.name: score.scores for score in scores.values()}
     return figures.score_maps(grids, task=first.task, k=k, unit=unit)
-
-
-def named(names: Sequence[str]) -> list[HeadScore]:
-    """The scores of these names, in the order of the catalogue; "all" names every one.
-
-    Raises:
-        UnknownNameError: there is none of a name.
-    """
-    known = {str(score.heads): score for score in SCORES if score.heads is not None}
-    unknown = [name for name in names if name not in known and name != "all"]
-    if unknown or not names:
-        raise UnknownNameError(
-            f"there is no score {unknown[0] if unknown else ''!r}; expected some of "
-            f"{', '.join(known)}, or all"
-        )
-    return [score for name, score in known.items() if name in names or "all" in names]

@@ -80,6 +80,29 @@ class _ReadsPoints(Backend):
         inputs = torch.randn(shape, generator=generator).to(self.device, self.dtype)
         return Batch.of_sequences(inputs, torch.zeros(2).to(inputs))
 
+    def repeated_prompts(
+        self, n: int, length: int, *, prefix: object = (), seed: int
+    ) -> tuple[Batch, int]:
+        """Random points x₁, y₁, x₂, y₂, … and the same again, and the columns until they return.
+
+        There are `length` of them, or as many as the model has positions for.
+
+        Raises:
+            ShapeError: no prompt or point is asked for, or there are too few positions.
+        """
+        n_points = min(length, self.trained.sizes.n_points // 2)
+        if n < 1 or n_points < 1:
+            raise ShapeError(
+                f"{n} prompts of {length} points and the same again asked of {self.name!r}, which "
+                f"has positions for {self.trained.sizes.n_points}; expected at least one prompt of "
+                "one point, and positions for two"
+            )
+        generator = torch.Generator().manual_seed(seed)
+        xs = torch.randn(n, n_points, self.trained.sizes.n_dims, generator=generator)
+        ys = torch.randn(n, n_points, generator=generator)
+        inputs = interleave(xs, ys).to(self.device, self.dtype).repeat(1, 2, 1)
+        return Batch.of_sequences(inputs, ys[:, 0].to(inputs)), 2 * n_points
+
     def _require_points(self, prompts: Any) -> PointPrompts | PointCurves:
         if isinstance(prompts, PointPrompts | PointCurves):
             return prompts
@@ -87,16 +110,6 @@ class _ReadsPoints(Backend):
             f"model {self.name!r} reads points, not {type(prompts).__name__}; expected prompts "
             "of a FunctionTask"
         )
-
-    def repeated(self, n: int, length: int, *, prefix: object = (), seed: int) -> Batch:
-        """Sequences of random numbers as points give them, x and y by turns, followed by itself."""
-        generator = torch.Generator().manual_seed(seed)
-        drawn = torch.randn(n, length, self.trained.sizes.n_dims, generator=generator)
-        # As many x as y, so that the second half has them at the same places.
-        drawn = drawn[:, : length // 2 * 2]
-        drawn[:, 1::2, 1:] = 0.0
-        inputs = drawn.repeat(1, 2, 1).to(self.device, self.dtype)
-        return Batch.of_sequences(inputs, torch.zeros(n).to(inputs))
 
     def _of_points(self, read_in: Float[Tensor, "batch pos d_model"]) -> Tensor:
         raise NotImplementedError
