@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "tasks": [],
     "models": ["tasks", "runs"],
     "lens": ["models", "tasks", "runs", "stats"],
-    "scores": ["lens", "tasks", "runs", "stats", "models.batch", "models.anatomy"],
+    "scores": ["lens", "tasks", "runs", "stats", "models.batch", "models.gradients"],
     "vectors": ["scores", "lens", "tasks", "runs", "models.gradients"],
     "evaluation": ["vectors", "lens", "tasks", "stats"],
     "figures": [

@@ -30,7 +30,7 @@ def line_of(axes: Axes, label: str) -> Any:
 
 def draw(figure: Figure) -> None:
     """Lays the figure out as saving it does; a layout that collapses is a warning, so an error."""
-    figure.canvas.draw()
+    figure.draw_without_rendering()
 
 
 def curve(task: str | None = None, ceiling: float | None = None, heads: int = 100) -> DataFrame:

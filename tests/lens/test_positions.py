@@ -116,12 +116,6 @@ def test_chosen_roles():
     assert (chosen.columns[:, :, 1:] == -1).all()
 
 
-def test_places_of_some_prompts():
-    found = of(ASKED, "roles")
-    assert torch.equal(found.of_prompts(1, 2).columns, found.columns[1:])
-    assert found.of_prompts(1, 2).names == found.names
-
-
 def test_names_and_columns_are_as_many():
     with pytest.raises(ShapeError, match="Places: 2 names, 1 places in the columns; give one name"):
         Places(("a", "b"), torch.zeros(3, 1, 1, dtype=torch.long), "roles")

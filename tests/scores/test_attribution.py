@@ -14,7 +14,7 @@ from tvlens.lens.heads import mean_head_outputs
 from tvlens.lens.hooks import WholePassEngine
 from tvlens.lens.patches import Patch, Shift
 from tvlens.lens.sites import SITE_KINDS, Site
-from tvlens.scores.attributed import attributed_heads
+from tvlens.scores.attributed import attributed_effects, attributed_heads
 from tvlens.scores.attribution import attribution_patch
 from tvlens.scores.mediation import IndirectEffects, indirect_effects
 from tvlens.scores.patching import patch
@@ -292,3 +292,17 @@ def test_effects_of_donors_are_screened_too():
     found = indirect_effects(replace(lens, max_tokens=30), prompts, None, screen=2)
     assert torch.allclose(found.values[:, found.exact], exact.values[:, found.exact], atol=1e-5)
     assert not torch.allclose(found.values[:, ~found.exact], exact.values[:, ~found.exact])
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_gradients_are_there_whatever_the_caller_has_switched_off(off):
+    lens, prompts, means = mediated()
+    expected = attribution_patch(lens, *pair(), site="z").values
+    screened = indirect_effects(lens, prompts, means, screen=2).values
+    rough = attributed_effects(lens, prompts, means).values
+    with off():
+        assert torch.equal(attribution_patch(lens, *pair(), site="z").values, expected)
+        assert torch.equal(attributed_effects(lens, prompts, means).values, rough)
+        assert torch.equal(indirect_effects(lens, prompts, means, screen=2).values, screened)
+    assert not expected.requires_grad
+    assert not rough.requires_grad

@@ -21,7 +21,8 @@ from tvlens.runs.manifest import peak_memory_gib
 from tvlens.scores.agreement import spearman
 from tvlens.scores.attributed import attributed_heads
 from tvlens.scores.mediation import indirect_effects
-from tvlens.scores.pairing import Pairing, Piece, paired
+from tvlens.scores.metrics import metric_of
+from tvlens.scores.pairing import Pairing, Ready, paired
 from tvlens.scores.ranking import top_heads
 from tvlens.tasks.text.prompts import Prompts
 from tvlens.tasks.text.task import Task
@@ -87,11 +88,12 @@ def bench_patching(
     means = mean_head_outputs(lens, clean, answered_only=False)
     shuffled = task.prompts("train", n=settings.n_prompts, seed=settings.seed, kind="shuffled")
     pair = _pair(lens, task, settings.seed)
-    resid = _Places(lens, *pair, site="resid_post", n=settings.n_positions)
-    heads = _Places(lens, *pair, site="z", n=settings.n_head_positions)
+    n_loop = settings.n_loop_places
+    resid = _Places(lens, *pair, site="resid_post", n=settings.n_positions, n_loop=n_loop)
+    heads = _Places(lens, *pair, site="z", n=settings.n_head_positions, n_loop=n_loop)
     say(
         f"{resid.rows} of {resid.n_places} residual streams and {heads.rows} of {heads.n_places} "
-        f"heads by {lens.engine.anywhere.name}, {settings.n_loop_places} of each by transformer-"
+        f"heads by {lens.engine.anywhere.name}, {n_loop} of each by transformer-"
         f"lens, scaled; effects of {means.n_heads} heads on {len(shuffled)} prompts"
     )
     batch = lens.encode(shuffled)
@@ -111,8 +113,8 @@ def bench_patching(
             "read_pair": resid.read,
             "resid": resid.run,
             "heads": heads.run,
-            "loop_resid": lambda: resid.loop(settings.n_loop_places),
-            "loop_heads": lambda: heads.loop(settings.n_loop_places),
+            "loop_resid": resid.loop,
+            "loop_heads": heads.loop,
             "exact": exact,
             "attribution": lambda: attributed_heads(lens, joined, z[None])[0],
             "read": lambda: list(lens.readings(batch)),
@@ -122,15 +124,15 @@ def bench_patching(
         timings = time_in_turn(ways, settings.repeats, say=say)
     seconds = timings.seconds
     differences = [
-        (each.by_place(timings.results[ours]) - timings.results[loop]).abs().max()
+        (timings.results[ours][each.looped] - timings.results[loop]).abs().max()
         for each, ours, loop in ((resid, "resid", "loop_resid"), (heads, "heads", "loop_heads"))
     ]
     approximate = timings.results["attribution"].double().mean(dim=0)
     scores = timings.results["aie"].scores
     k = min(10, means.n_heads)
     return {
-        **_speedup("patch_resid", resid, seconds, settings.n_loop_places),
-        **_speedup("patch_heads", heads, seconds, settings.n_loop_places),
+        **_speedup("resid", resid, seconds),
+        **_speedup("heads", heads, seconds),
         "patch_max_abs_diff": float(max(differences)),
         **with_range(
             "attribution_speedup_vs_exact_aie", ratios(seconds["exact"], seconds["attribution"])
@@ -162,7 +164,9 @@ def _pair(lens: Lens, task: Task, seed: int) -> tuple[Prompts, Prompts]:
 class _Places:
     """Places of one site in one prompt, by replay and by transformer-lens."""
 
-    def __init__(self, lens: Lens, clean: Prompts, shuffled: Prompts, *, site: str, n: int) -> None:
+    def __init__(
+        self, lens: Lens, clean: Prompts, shuffled: Prompts, *, site: str, n: int, n_loop: int
+    ) -> None:
         self.lens = lens
         self.source, self.target = lens.encode(clean), lens.encode(shuffled)
         self.n_positions = self.target.inputs.shape[1]
@@ -170,9 +174,10 @@ class _Places:
         self.pairing: Pairing = paired(lens, clean, shuffled, site=site, positions=self.positions)
         self.heads = self.pairing.heads or (0,)
         (self.piece,) = self.pairing.pieces()
-        with torch.no_grad(), lens.frozen():
+        with lens.frozen():
+            self.ready = self.read()
             self.edit = self.pairing.patch(self.piece)
-            self.reading = self.pairing.engine.read(self.piece.target)
+        self.looped = _spread(self.rows, n_loop)
 
     @property
     def rows(self) -> int:
@@ -182,42 +187,25 @@ class _Places:
     def n_places(self) -> int:
         return self.n_positions * self.lens.n_layer * len(self.heads)
 
-    def read(self) -> Piece:
+    def read(self) -> Ready:
         """What is done once for all places."""
-        with torch.no_grad():
-            self.pairing.recorded(self.piece)
-            self.pairing.engine.read(self.piece.target)
-            self.pairing.reference(self.piece)
-        return self.piece
+        self.pairing.recorded(self.piece)
+        return self.pairing.read(self.piece, metric_of(self.lens, None))
 
     def run(self) -> Float[Tensor, " place"]:
         """Probability of the answer at the sampled positions, all layers and heads."""
         with torch.no_grad():
-            found = [
-                self.lens.readout.score(
-                    self.pairing.engine.run(self.reading, few), self.piece.target
-                )
-                for few in self.lens.variants(self.reading, self.edit)
-            ]
-        return torch.cat(found, dim=1)[0]
+            parts = self.lens.variants(self.ready.reading, self.edit)
+            return torch.cat([self.ready.measure(few) for few in parts], dim=1)[0].cpu()
 
-    def sampled(self, n: int) -> list[int]:
-        """Places of `run` that the loop runs too."""
-        return _spread(self.rows, n)
-
-    def by_place(self, found: Float[Tensor, " place"]) -> Float[Tensor, " sampled"]:
-        """Those of the results of `run` that the loop has."""
-        return found[self.chosen].cpu()
-
-    def loop(self, n: int) -> Float[Tensor, " sampled"]:
+    def loop(self) -> Float[Tensor, " looped"]:
         """The same numbers by transformer-lens, for some of the places."""
         from transformer_lens import patching
 
-        self.chosen = self.sampled(n)
         model, target = self.lens.backend.model, self.target
         layers, heads = list(self.pairing.layers), list(self.heads)
         rows = []
-        for place in self.chosen:
+        for place in self.looped:
             position, rest = divmod(place, len(layers) * len(heads))
             layer, head = divmod(rest, len(heads))
             rows.append((layers[layer], self.positions[position], heads[head]))
@@ -245,21 +233,17 @@ def _spread(n: int, few: int) -> list[int]:
     return [int((i + 0.5) * n / few) for i in range(few)]
 
 
-def _speedup(
-    name: str, places: _Places, seconds: Mapping[str, list[float]], n_loop: int
-) -> Figures:
-    part = name.removeprefix("patch_")
+def _speedup(name: str, places: _Places, seconds: Mapping[str, list[float]]) -> Figures:
+    scale = places.n_places / places.rows
     ours = [
-        read + rows * places.n_places / places.rows
-        for read, rows in zip(seconds["read_pair"], seconds[part], strict=True)
+        read + rows * scale for read, rows in zip(seconds["read_pair"], seconds[name], strict=True)
     ]
-    scale = places.n_places / min(places.rows, n_loop)
-    loop = [scale * each for each in seconds[f"loop_{part}"]]
+    loop = [each * places.n_places / len(places.looped) for each in seconds[f"loop_{name}"]]
     return {
-        **with_range(f"{name}_speedup_vs_transformer_lens", ratios(loop, ours)),
-        f"{name}_places": places.n_places,
-        f"{name}_places_sampled": places.rows,
-        f"{name}_places_sampled_by_transformer_lens": min(places.rows, n_loop),
-        f"{name}_all_places_seconds": median(ours),
-        f"{name}_all_places_seconds_transformer_lens": median(loop),
+        **with_range(f"patch_{name}_speedup_vs_transformer_lens", ratios(loop, ours)),
+        f"patch_{name}_places": places.n_places,
+        f"patch_{name}_places_sampled": places.rows,
+        f"patch_{name}_places_sampled_by_transformer_lens": len(places.looped),
+        f"patch_{name}_all_places_seconds": median(ours),
+        f"patch_{name}_all_places_seconds_transformer_lens": median(loop),
     }

@@ -1,9 +1,10 @@
 """How fast replay is, measured on this machine."""
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, no_type_check
+from typing import TYPE_CHECKING, Annotated, Any, no_type_check
 
 import typer
 
@@ -25,12 +26,12 @@ from tvlens.console import say, show
 from tvlens.errors import UnknownNameError
 
 if TYPE_CHECKING:
-    from tvlens.runs.run import Run
+    from tvlens.lens.lens import Lens
     from tvlens.tasks import Task
     from tvlens.timing import Figures
 
 
-TaskOption = Annotated[
+OneTaskOption = Annotated[
     str,
     typer.Option("--task", help="Task whose prompts are used.", autocompletion=complete_tasks),
 ]
@@ -44,7 +45,7 @@ def bench_text(
     ctx: typer.Context,
     out: OutOption = Path("runs/bench"),
     model: ModelOption = "smollm2-135m",
-    task: TaskOption = "present-past",
+    task: OneTaskOption = "present-past",
     data: DataOption = None,
     backend: BackendOption = "bridge",
     dtype: DtypeOption = None,
@@ -59,17 +60,14 @@ def bench_text(
 
     from tvlens.bench import BenchSettings, bench
 
-    lens, settings = load_lens(model, backend, dtype, device, revision), BenchSettings()
-    with open_run(out, "bench", lens, chosen, settings) as run:
-        figures = bench(lens, next(iter(chosen.values())), settings, say=say)
-        _write(run, figures, json_file)
-    _show_figures(figures, repr(lens))
+    lens = load_lens(model, backend, dtype, device, revision)
+    _run("bench", bench, BenchSettings(), lens, chosen, out, json_file)
 
 
 def bench_patching(
     out: OutOption = Path("runs/bench-patching"),
     model: ModelOption = "smollm2-135m",
-    task: TaskOption = "present-past",
+    task: OneTaskOption = "present-past",
     data: DataOption = None,
     backend: BackendOption = "bridge",
     dtype: DtypeOption = None,
@@ -86,11 +84,8 @@ def bench_patching(
     from tvlens.bench import PatchBenchSettings
     from tvlens.bench import bench_patching as bench
 
-    lens, settings = load_lens(model, backend, dtype, device, revision), PatchBenchSettings()
-    with open_run(out, "bench patching", lens, chosen, settings) as run:
-        figures = bench(lens, next(iter(chosen.values())), settings, say=say)
-        _write(run, figures, json_file)
-    _show_figures(figures, repr(lens))
+    lens = load_lens(model, backend, dtype, device, revision)
+    _run("bench patching", bench, PatchBenchSettings(), lens, chosen, out, json_file)
 
 
 def bench_regression(out: OutOption = Path("runs/bench-curves"), seed: SeedOption = 0) -> None:
@@ -114,14 +109,27 @@ def _one_task(task: str, data: Path | None) -> "dict[str, Task]":
     return chosen
 
 
-def _write(run: "Run", figures: "Figures", json_file: Path | None) -> None:
+def _run(
+    command: str,
+    bench: "Callable[..., Figures]",
+    settings: Any,
+    lens: "Lens",
+    chosen: "dict[str, Task]",
+    out: Path,
+    json_file: Path | None,
+) -> None:
+    """Measure, write and show."""
     import pandas as pd
 
     from tvlens.runs.storage import encode_json, write
 
-    run.write_table("bench", pd.DataFrame([figures]))
+    (task,) = chosen.values()
+    with open_run(out, command, lens, chosen, settings) as run:
+        figures = bench(lens, task, settings, say=say)
+        run.write_table("bench", pd.DataFrame([figures]))
     if json_file is not None:
         write(json_file, encode_json("the benchmark", figures))
+    _show_figures(figures, repr(lens))
 
 
 def _show_figures(figures: "Figures", title: str | None = None, *, digits: int = 3) -> None:

@@ -77,10 +77,6 @@ class Places:
         """Number of places."""
         return len(self.names)
 
-    def of_prompts(self, start: int, stop: int) -> "Places":
-        """The same places of prompts `start` to `stop - 1` only."""
-        return replace(self, columns=self.columns[start:stop])
-
     def chosen(self, index: Int[Tensor, " chosen"]) -> "Places":
         """The places at `index` only, in that order."""
         names = tuple(self.names[i] for i in index.tolist())
@@ -145,13 +141,6 @@ def spread(
         several = [role for role in there if role.rpartition(" ")[0] == own and role[-1].isdigit()]
         found[name] = several or [name]
     return [role for several in found.values() for role in several], found
-
-
-def together(
-    columns: Int[Tensor, "batch place at"], places: Sequence[int]
-) -> Int[Tensor, "batch some_at"]:
-    """Columns of several places as those of one."""
-    return columns[:, list(places)].flatten(1)
 
 
 def shared(source: Places, target: Places) -> tuple[Places, Places]:

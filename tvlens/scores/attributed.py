@@ -10,16 +10,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tvlens.lens.edits import NoEdit
+from tvlens.lens.edits import Edit, NoEdit
 from tvlens.lens.engine import Reading
 from tvlens.lens.heads import HeadMeans, donor_outputs
 from tvlens.lens.lens import Lens
-from tvlens.lens.patches import Shift
 from tvlens.lens.sites import Site
+from tvlens.models.gradients import with_gradients
+from tvlens.scores.gradients import at_run, on_the_way
 from tvlens.scores.score import Scores
 from tvlens.tasks.base import PromptSet
 
 
+@with_gradients
 def attributed_heads(
     lens: Lens,
     reading: Reading,
@@ -37,42 +39,31 @@ def attributed_heads(
 
     Returns:
         <z - z_prompt, d score / d z_prompt> of every head; NaN in layers without heads.
+
+    Raises:
+        ModelError: the reading was made in inference mode.
     """
-    layers = lens.backend.attention_layers
-    moved = {Site("z", n): (z[:, n] - reading.z[:, n])[:, None, None] for n in layers}
+    layers, n = lens.backend.attention_layers, lens.n_layer
+    own = {Site("z", layer): reading.z[:, layer][:, None] for layer in layers}
+    moved = {site: z[:, site.layer][:, None] - x for site, x in own.items()}
+
+    def measure(edit: Edit) -> Tensor:
+        return lens.readout.score(lens.engine.run(reading, edit), reading.batch)
+
     if steps:
-        shares = ((torch.arange(steps) + 0.5) / steps).to(z.device)
-        n = len(layers)
-        active = torch.zeros(n * steps, lens.n_layer, dtype=torch.bool)
-        active[torch.arange(n * steps), torch.tensor(layers).repeat_interleave(steps)] = True
-        share = shares.repeat(n)[None, :, None, None, None]
-        added = {site: share * x for site, x in moved.items()}
-    else:
-        active = torch.zeros(1, lens.n_layer, dtype=torch.bool)
-        active[0, list(layers)] = True
-        added = {site: torch.zeros_like(x) for site, x in moved.items()}
-    leaves = {site: x.detach().requires_grad_() for site, x in added.items()}
-    edit = Shift(lens.n_layer, leaves, active, query_only=True)
-    total = {site: torch.zeros_like(x[:, 0]) for site, x in leaves.items()}
-    before = None
-    for piece in lens.variants(reading, edit):
-        score = lens.readout.score(lens.engine.run(reading, piece), reading.batch)
-        gradients = torch.autograd.grad(score.sum(), list(leaves.values()), allow_unused=True)
-        for site, gradient in zip(leaves, gradients, strict=True):
-            if gradient is not None:
-                total[site] += gradient.sum(dim=1)
-        before = score.detach()[:, 0] if before is None else before
-    if steps:
+        at_once = lens.max_rows // len(reading)
+        gradients = on_the_way(n, moved, measure, steps=steps, at_once=at_once, query_only=True)
         with torch.no_grad():
-            clean = lens.engine.run(reading, NoEdit(lens.n_layer))
-            before = lens.readout.score(clean, reading.batch)[:, 0]
-    assert before is not None
-    found = z.new_full((len(reading), lens.n_layer, lens.n_head), torch.nan)
-    for site, x in total.items():
-        found[:, site.layer] = (x * moved[site][:, 0]).sum(dim=(1, 3)) / max(1, steps)
+            before = measure(NoEdit(n))[:, 0]
+    else:
+        gradients, before = at_run(n, own, measure, query_only=True)
+    found = z.new_full((len(reading), n, lens.n_head), torch.nan)
+    for site, gradient in gradients.items():
+        found[:, site.layer] = (gradient * moved[site]).sum(dim=(1, 3))
     return found, before
 
 
+@with_gradients
 def attributed_effects(
     lens: Lens,
     prompts: PromptSet,
@@ -94,6 +85,7 @@ def attributed_effects(
     Raises:
         ShapeError: the means are of another model.
         TaskError: no means are given, and the prompts have no donors.
+        ModelError: the model was made in inference mode.
     """
     if means is None:
         z = donor_outputs(lens, prompts).z

@@ -3,10 +3,10 @@
 The effect of a patch is taken as <a_source - a_target, dm/da_target> (Nanda 2023; Syed et al. 2023,
 arXiv 2310.10348): what a metric would change by if it were linear in the activation. Where it is
 not, as behind a saturated softmax or for a residual stream, which everything reads, the number is
-off; `steps` and `fix_softmax` mend part of that, and `agreement` says how much is left.
+off; `steps` and `fix_softmax` mend part of that, and `agreement_of` says how much is left.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
@@ -15,25 +15,19 @@ from torch import Tensor
 
 from tvlens.errors import ModelError, ShapeError
 from tvlens.lens.blocks import capped, ready
-from tvlens.lens.engine import Reading
 from tvlens.lens.lens import Lens
-from tvlens.lens.patches import Shift
 from tvlens.lens.positions import Positions
 from tvlens.lens.sites import Site, SiteKind
 from tvlens.lens.suffix import SuffixEngine
+from tvlens.models.gradients import with_gradients
 from tvlens.scores.effects import Direction, PatchEffects
-from tvlens.scores.metrics import (
-    Metric,
-    MetricFunction,
-    Reference,
-    measured,
-    metric_of,
-    wrong_tokens,
-)
-from tvlens.scores.pairing import Pairing, Piece, paired
+from tvlens.scores.gradients import at_run, on_the_way
+from tvlens.scores.metrics import MetricFunction, metric_of, wrong_tokens
+from tvlens.scores.pairing import Pairing, Piece, Ready, paired
 from tvlens.tasks.base import PromptSet
 
 
+@with_gradients
 def attribution_patch(
     lens: Lens,
     source: PromptSet,
@@ -90,46 +84,10 @@ def attribution_patch(
         wrong=wrong_tokens(lens, wrong, len(target)),
     )
     require_possible(pairing, steps, fix_softmax)
-    found, before, given = [], [], []
-    with lens.frozen():
-        for piece in pairing.pieces():
-            with torch.no_grad():
-                reading = pairing.engine.read(piece.target)
-                reference = pairing.reference(piece)
-                ends = pairing.ends(measure, piece, reading, reference)
-            before.append(ends[0])
-            given.append(ends[1])
-            measure_of = partial(_measure, pairing, reading, measure, piece, reference)
-            if fix_softmax:
-                each = _fixed(pairing, piece, measure_of)
-            else:
-                each = _linear(pairing, piece, measure_of, steps)
-            found.append(each.flatten(1).cpu())
-            if progress is not None:
-                progress(len(piece))
+    each = partial(_fixed, pairing) if fix_softmax else partial(_linear, pairing, steps)
     return pairing.effects(
-        torch.cat(found),
-        torch.cat(before),
-        torch.cat(given),
-        metric=measure,
-        direction=direction,
-        method="attribution",
+        each, metric=measure, direction=direction, method="attribution", progress=progress
     )
-
-
-MeasureOf = Callable[[Shift], Float[Tensor, "batch variant"]]
-
-
-def _measure(
-    pairing: Pairing,
-    reading: Reading,
-    metric: Metric,
-    piece: Piece,
-    reference: Reference,
-    edit: Shift,
-) -> Float[Tensor, "batch variant"]:
-    outputs = pairing.engine.run(reading, edit)
-    return measured(metric, pairing.lens, outputs, piece.target, reference)
 
 
 def require_possible(pairing: Pairing, steps: int, fix_softmax: bool) -> None:
@@ -152,56 +110,24 @@ def require_possible(pairing: Pairing, steps: int, fix_softmax: bool) -> None:
         )
 
 
-def _gradients(
-    lens: Lens, activations: dict[Site, Tensor], measure_of: MeasureOf
-) -> dict[Site, Float[Tensor, "batch pos *rest"]]:
-    """Of the metric with respect to activations of the target run, all at once."""
-    zeros = {site: torch.zeros_like(x[:, None]).requires_grad_() for site, x in activations.items()}
-    active = torch.zeros(1, lens.n_layer, dtype=torch.bool)
-    active[0, [site.layer for site in activations]] = True
-    found = measure_of(Shift(lens.n_layer, zeros, active))
-    gradients = torch.autograd.grad(found.sum(), list(zeros.values()))
-    return {site: x[:, 0] for site, x in zip(zeros, gradients, strict=True)}
-
-
-def _linear(
-    pairing: Pairing, piece: Piece, measure_of: MeasureOf, steps: int
-) -> Float[Tensor, "batch place layer head"]:
-    lens, kind = pairing.lens, pairing.kind
-    sites = [Site(kind, layer) for layer in pairing.layers]
-    target = pairing.engine.record(piece.target, sites)
-    source = pairing.recorded(piece)
+def _linear(pairing: Pairing, steps: int, ready: Ready) -> Float[Tensor, "batch variant"]:
+    lens, piece = pairing.lens, ready.piece
+    sites = [Site(pairing.kind, layer) for layer in pairing.layers]
+    target, source = pairing.engine.record(piece.target, sites), pairing.recorded(piece)
     moved = {site: _difference(pairing, piece, source[site], target[site]) for site in sites}
     if steps:
-        gradients = {
-            site: _along(lens, site, target[site], moved[site], measure_of, steps) for site in sites
-        }
+        at_once = lens.max_tokens // piece.target.inputs.numel()
+        gradients = on_the_way(lens.n_layer, moved, ready.measure, steps=steps, at_once=at_once)
     else:
-        gradients = _gradients(lens, target, measure_of)
-    each = [_by_place(pairing, piece, gradients[site] * moved[site]) for site in sites]
-    return torch.stack(each, dim=2)
+        gradients, _ = at_run(lens.n_layer, target, ready.measure)
+    return _stacked(_by_place(pairing, piece, gradients[site] * moved[site]) for site in sites)
 
 
-def _along(
-    lens: Lens,
-    site: Site,
-    target: Float[Tensor, "batch pos *rest"],
-    moved: Float[Tensor, "batch pos *rest"],
-    measure_of: MeasureOf,
-    steps: int,
-) -> Float[Tensor, "batch pos *rest"]:
-    """Mean gradient on the way from target to source, everything moving together."""
-    total = torch.zeros_like(target)
-    active = torch.zeros(1, lens.n_layer, dtype=torch.bool)
-    active[0, site.layer] = True
-    few = max(1, lens.max_tokens // (target.shape[0] * target.shape[1]))
-    for points in ((torch.arange(steps) + 0.5) / steps).split(few):
-        share = points.to(target).reshape(1, -1, *(1,) * (target.ndim - 1))
-        added = (share * moved[:, None]).detach().requires_grad_()
-        edit = Shift(lens.n_layer, {site: added}, active.expand(len(points), -1))
-        (gradient,) = torch.autograd.grad(measure_of(edit).sum(), added)
-        total += gradient.sum(dim=1)
-    return total / steps
+def _stacked(
+    of_layers: Iterable[Float[Tensor, "batch place head"]],
+) -> Float[Tensor, "batch variant"]:
+    """Effects in the order of the variants of `Pairing.patch`."""
+    return torch.stack(list(of_layers), dim=2).flatten(1)
 
 
 def _difference(
@@ -246,34 +172,30 @@ def _by_place(
     return each[rows, piece.to_columns.clamp(min=0)].where(there, 0.0).sum(dim=2)
 
 
-def _fixed(
-    pairing: Pairing, piece: Piece, measure_of: MeasureOf
-) -> Float[Tensor, "batch place layer head"]:
+def _fixed(pairing: Pairing, ready: Ready) -> Float[Tensor, "batch variant"]:
     """Effects of queries or keys through patterns that are reckoned anew, not linearised."""
-    engine = pairing.engine
+    engine, piece = pairing.engine, ready.piece
     assert isinstance(engine, SuffixEngine)
     kinds: tuple[SiteKind, ...] = ("q", "k", "pattern")
     sites = [Site(kind, layer) for kind in kinds for layer in pairing.layers]
-    target = engine.record(piece.target, sites)
-    source = pairing.recorded(piece)
+    target, source = engine.record(piece.target, sites), pairing.recorded(piece)
     patterns = {site: x for site, x in target.items() if site.kind == "pattern"}
-    gradients = _gradients(pairing.lens, patterns, measure_of)
+    gradients, _ = at_run(pairing.lens.n_layer, patterns, ready.measure)
     found = []
-    for layer in pairing.layers:
-        pattern = target[Site("pattern", layer)]
-        gradient = gradients[Site("pattern", layer)]
+    for site, pattern in patterns.items():
+        layer, gradient = site.layer, gradients[site]
         q, k = target[Site("q", layer)], target[Site("k", layer)]
         scores = partial(_scores, engine, layer, piece)
         given = source[Site(pairing.kind, layer)]
         if pairing.kind == "q":
-            new = scores(_brought(piece, given, q), k)
-            each = _of_queries(scores(q, k), new, pattern, gradient)
+            change = scores(_brought(piece, given, q), k) - scores(q, k)
+            each = _of_queries(change, pattern, gradient)
         else:
-            new = scores(q, _brought(piece, given, k))
-            each = _of_keys(scores(q, k), new, pattern, gradient)
+            change = scores(q, _brought(piece, given, k)) - scores(q, k)
+            each = _of_keys(change, pattern, gradient)
             each = each.unflatten(2, (pairing.lens.backend.n_kv_head, -1)).sum(dim=-1)
         found.append(_by_place(pairing, piece, each))
-    return torch.stack(found, dim=2)
+    return _stacked(found)
 
 
 def _scores(
@@ -293,35 +215,29 @@ def _scores(
 
 
 def _of_queries(
-    old: Float[Tensor, "batch pos head key"],
-    new: Float[Tensor, "batch pos head key"],
+    change: Float[Tensor, "batch pos head key"],
     pattern: Float[Tensor, "batch pos head key"],
     gradient: Float[Tensor, "batch pos head key"],
 ) -> Float[Tensor, "batch pos head"]:
-    """A patched query changes all weights of its own row."""
-    weight = pattern * (new - old - _shift(new - old, pattern)).exp()
+    """A patched query changes all scores of its own row."""
+    # Less the largest of what is attended to, so that no exponential overflows.
+    most = change.masked_fill(pattern == 0, -torch.inf).amax(dim=-1, keepdim=True)
+    most = most.where(most.isfinite(), 0.0).clamp(min=0)
+    weight = pattern * (change - most).exp()
     # Sinks keep what share their score has left; without any the weights sum to 1.
-    rest = (1 - pattern.sum(dim=-1, keepdim=True)).clamp(min=0)
-    rest = rest * (-_shift(new - old, pattern)).exp()
+    rest = (1 - pattern.sum(dim=-1, keepdim=True)).clamp(min=0) * (-most).exp()
     total = weight.sum(dim=-1, keepdim=True) + rest
     return ((weight / total - pattern) * gradient).sum(dim=-1)
 
 
-def _shift(difference: Tensor, pattern: Tensor) -> Tensor:
-    """Largest change of a score that is attended to, so that no exponential overflows."""
-    seen = difference.masked_fill(pattern == 0, -torch.inf).amax(dim=-1, keepdim=True)
-    return seen.where(seen.isfinite(), 0.0).clamp(min=0)
-
-
 def _of_keys(
-    old: Float[Tensor, "batch pos head key"],
-    new: Float[Tensor, "batch pos head key"],
+    change: Float[Tensor, "batch pos head key"],
     pattern: Float[Tensor, "batch pos head key"],
     gradient: Float[Tensor, "batch pos head key"],
 ) -> Float[Tensor, "batch key head"]:
-    """A patched key changes one weight of every later row before the softmax shares out anew."""
-    grown = torch.where(pattern > 0, (new - old).clamp(max=80.0), 0.0).exp() * pattern
+    """A patched key changes one score of every later row before the softmax shares out anew."""
+    grown = torch.where(pattern > 0, change.clamp(max=80.0), 0.0).exp() * pattern
     total = 1 - pattern + grown
     along = (pattern * gradient).sum(dim=-1, keepdim=True) - pattern * gradient
-    change = (1 / total - 1) * along + (grown / total - pattern) * gradient
-    return change.sum(dim=1).transpose(1, 2)
+    found = (1 / total - 1) * along + (grown / total - pattern) * gradient
+    return found.sum(dim=1).transpose(1, 2)

@@ -14,6 +14,7 @@ from tvlens.lens.edits import ReplaceHeads
 from tvlens.lens.heads import HeadMeans, donor_outputs
 from tvlens.lens.lens import Lens
 from tvlens.models.batch import Batch
+from tvlens.models.gradients import with_gradients
 from tvlens.scores.attributed import attributed_heads
 from tvlens.scores.score import HEAD_KEYS, Scores
 from tvlens.tasks.base import PromptSet
@@ -172,6 +173,7 @@ def indirect_effects(
     )
 
 
+@with_gradients
 def _screened(
     lens: Lens,
     batch: Batch,

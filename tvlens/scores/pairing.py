@@ -1,6 +1,6 @@
 """Source and target prompts side by side, in pieces that are patched together."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tvlens.errors import ShapeError, TaskError
-from tvlens.lens.edits import NoEdit
+from tvlens.lens.edits import Edit, NoEdit
 from tvlens.lens.engine import Engine, Reading
 from tvlens.lens.lens import Lens
 from tvlens.lens.patches import Patch
-from tvlens.lens.positions import Places, Positions, matched, places, shared, spread, together
+from tvlens.lens.positions import Places, Positions, matched, places, shared, spread
 from tvlens.lens.sites import PER_HEAD, PER_KEY_VALUE_HEAD, Site, SiteKind, require_sites, site_kind
 from tvlens.models.batch import Batch
 from tvlens.scores.effects import Direction, PatchEffects
@@ -26,7 +26,6 @@ class Piece:
     """Some of the prompts, in columns of their own.
 
     Attributes:
-        start: number of the first of them.
         source: prompts that activations are taken from.
         target: prompts that they are put into.
         from_columns: columns of `source` at every place; -1 fills up.
@@ -34,7 +33,6 @@ class Piece:
         wrong: first tokens of wrong answers, or None.
     """
 
-    start: int
     source: Batch
     target: Batch
     from_columns: Int[Tensor, "batch place at"]
@@ -43,6 +41,34 @@ class Piece:
 
     def __len__(self) -> int:
         return len(self.target)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A piece whose prompts were read, and what its metric is of them as they are.
+
+    Attributes:
+        lens: the model.
+        metric: the metric.
+        piece: the prompts.
+        reading: the target prompts.
+        reference: what the metric may compare outputs with.
+        before: metric of the target prompts.
+        source: metric of the source prompts, by the target's answers.
+    """
+
+    lens: Lens
+    metric: Metric
+    piece: Piece
+    reading: Reading
+    reference: Reference
+    before: Float[Tensor, " batch"]
+    source: Float[Tensor, " batch"]
+
+    def measure(self, edit: Edit) -> Float[Tensor, "batch variant"]:
+        """Metric of the target prompts under an edit."""
+        outputs = self.lens.engine.anywhere.run(self.reading, edit)
+        return measured(self.metric, self.lens, outputs, self.piece.target, self.reference)
 
 
 @dataclass(frozen=True)
@@ -97,7 +123,6 @@ class Pairing:
             target, cut_target = trimmed(self.target[rows])
             device = self.lens.backend.device
             yield Piece(
-                at,
                 source.to(device),
                 target.to(device),
                 _moved(self.from_columns[rows], cut_source).to(device),
@@ -114,28 +139,23 @@ class Pairing:
             for each in (self.from_columns, self.to_columns, self.target.query)
         )
 
-    def recorded(self, piece: Piece, kinds: Sequence[SiteKind] | None = None) -> dict[Site, Tensor]:
+    def recorded(self, piece: Piece) -> dict[Site, Tensor]:
         """Activations of the source prompts at the layers that are patched."""
-        sites = [Site(kind, layer) for kind in kinds or (self.kind,) for layer in self.layers]
-        return self.engine.record(piece.source, sites)
+        return self.engine.record(piece.source, [Site(self.kind, n) for n in self.layers])
 
-    def reference(self, piece: Piece) -> Reference:
-        """What metrics of the piece may be compared with."""
-        engine = self.lens.engine
-        reading = engine.read(piece.source)
-        return Reference(piece.wrong, engine.run(reading, NoEdit(self.lens.n_layer))[:, 0])
-
-    def ends(
-        self, metric: Metric, piece: Piece, reading: Reading, reference: Reference
-    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-        """The metric of the target prompts as they are, and of the source prompts."""
-        clean = self.engine.run(reading, NoEdit(self.lens.n_layer))
-        source = reference.source[:, None]
-        before, given = (
-            measured(metric, self.lens, outputs, piece.target, reference)[:, 0].cpu()
-            for outputs in (clean, source)
-        )
-        return before, given
+    def read(self, piece: Piece, metric: Metric) -> "Ready":
+        """The piece, ready to be run with edits."""
+        engine, clean = self.lens.engine, NoEdit(self.lens.n_layer)
+        with torch.no_grad():
+            source = engine.run(engine.read(piece.source), clean)
+            reading = self.engine.read(piece.target)
+            reference = Reference(piece.wrong, source[:, 0])
+            both = source, self.engine.run(reading, clean)
+            given, before = (
+                measured(metric, self.lens, outputs, piece.target, reference)[:, 0]
+                for outputs in both
+            )
+        return Ready(self.lens, metric, piece, reading, reference, before, given)
 
     def patch(self, piece: Piece) -> Patch:
         """One variant for each place, layer and head, in this order."""
@@ -168,19 +188,35 @@ class Pairing:
 
     def effects(
         self,
-        found: Float[Tensor, "prompt variant"],
-        before: Float[Tensor, " prompt"],
-        source: Float[Tensor, " prompt"],
+        effects_of: "Callable[[Ready], Float[Tensor, 'batch variant']]",
         *,
         metric: Metric,
         direction: Direction,
         method: str,
+        progress: Callable[[int], None] | None,
     ) -> PatchEffects:
-        """The effects of the variants of `patch` as a value."""
+        """The effects on all prompts, a piece at a time.
+
+        Args:
+            effects_of: gives the effects of the variants of `patch` on a piece.
+            metric: what they are differences of.
+            direction: which of the two prompts is the clean one.
+            method: what the way of `effects_of` is called.
+            progress: called with the number of prompts finished.
+        """
+        found, before, source = [], [], []
+        with self.lens.frozen():
+            for piece in self.pieces():
+                ready = self.read(piece, metric)
+                found.append(effects_of(ready).cpu())
+                before.append(ready.before.cpu())
+                source.append(ready.source.cpu())
+                if progress is not None:
+                    progress(len(piece))
         return PatchEffects(
-            self.spread(found.float()),
-            before.float(),
-            source.float(),
+            self.spread(torch.cat(found).float()),
+            torch.cat(before).float(),
+            torch.cat(source).float(),
             self.kind,
             self.places.names,
             by=self.places.by,
@@ -268,7 +304,7 @@ def _grouped(
     index = [[where.names.index(role) for role in roles] for roles in groups.values()]
 
     def of(each: Int[Tensor, "batch place at"]) -> Int[Tensor, "batch group some_at"]:
-        parts = [together(each, roles) for roles in index]
+        parts = [each[:, roles].flatten(1) for roles in index]
         width = max(part.shape[1] for part in parts)
         return torch.stack([pad(part, (0, width - part.shape[1]), value=-1) for part in parts], 1)
 

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from tvlens.lens.lens import Lens
 from tvlens.lens.positions import Positions
 from tvlens.lens.sites import Site
 from tvlens.scores.effects import Direction, PatchEffects
-from tvlens.scores.metrics import MetricFunction, measured, metric_of, wrong_tokens
-from tvlens.scores.pairing import paired
+from tvlens.scores.metrics import MetricFunction, metric_of, wrong_tokens
+from tvlens.scores.pairing import Ready, paired
 from tvlens.tasks.base import PromptSet
 
 
@@ -74,26 +75,13 @@ def patch(
         heads=heads,
         wrong=wrong_tokens(lens, wrong, len(target)),
     )
-    found, before, given = [], [], []
-    with lens.frozen(), torch.no_grad():
-        for piece in pairing.pieces():
-            reading = pairing.engine.read(piece.target)
-            reference = pairing.reference(piece)
-            ends = pairing.ends(measure, piece, reading, reference)
-            before.append(ends[0])
-            given.append(ends[1])
-            parts = [
-                measured(measure, lens, pairing.engine.run(reading, few), piece.target, reference)
-                for few in lens.variants(reading, pairing.patch(piece))
-            ]
-            found.append(torch.cat(parts, dim=1).cpu() - before[-1][:, None])
-            if progress is not None:
-                progress(len(piece))
+
+    @torch.no_grad()
+    def exact(ready: Ready) -> Tensor:
+        edit = pairing.patch(ready.piece)
+        parts = [ready.measure(few) for few in lens.variants(ready.reading, edit)]
+        return torch.cat(parts, dim=1) - ready.before[:, None]
+
     return pairing.effects(
-        torch.cat(found),
-        torch.cat(before),
-        torch.cat(given),
-        metric=measure,
-        direction=direction,
-        method="exact",
+        exact, metric=measure, direction=direction, method="exact", progress=progress
     )
