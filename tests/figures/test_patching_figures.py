@@ -15,6 +15,7 @@ from tvlens.errors import NumericalError, ShapeError, UnknownNameError
 TEXT = ["start", "input 1", "answer 1", "input 2", "answer 2", "input 10", "answer 10"]
 TEXT += ["separators", "query", "answer prefix"]
 REGRESSION = ["x 1", "y 1", "x 2", "y 2", "query"]
+TOGETHER = ["inputs", "answers", "separators", "query", "answer prefix"]
 TOKENS = ["<s>", "Q", ":", " $a$ b", "\n", "\tA"]
 
 
@@ -185,7 +186,7 @@ def test_long_tokens_are_cut_and_signs_that_cannot_be_printed_are_written_out() 
     assert below(panels(figure)[0]) == ["a" * 14, "b" * 13 + "…", r"\r\x00"]
 
 
-@pytest.mark.parametrize("places", [TEXT, REGRESSION])
+@pytest.mark.parametrize("places", [TEXT, REGRESSION, TOGETHER])
 def test_roles_stand_in_the_order_of_the_prompt(places: list[str]) -> None:
     table = patches(places)
     figure = draw(figures.position_map(table, task="antonym", site="resid_pre"))

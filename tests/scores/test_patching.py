@@ -465,3 +465,52 @@ def test_agreement_is_of_the_places_that_bring_the_source_over(lower):
     assert (found.recall, found.missed) == (0.5, ((1, 0, "query"),))
     assert found.spearman == pytest.approx(0.8)
     assert agreement_of(made[0], made[0]).recall == 1
+
+
+def test_roles_of_all_demonstrations_are_patched_together(lens, task):
+    one = [task.prompts("train", shots=1, n=4, kind=kind) for kind in ("clean", "shuffled")]
+    ways = {"metric": "logit_difference"}
+    alone = patch(lens, *one, positions="answer 1", **ways)
+    together = patch(lens, *one, positions=["query", "answers"], **ways)
+    assert together.places == ("query", "answers")
+    assert torch.allclose(together.at("answers").values, alone.values, atol=1e-5)
+    assert alone.values.abs().max() > 1e-2
+    two = [task.prompts("train", shots=2, n=4, kind=kind) for kind in ("clean", "shuffled")]
+    found = patch(lens, *two, positions="answers", layers=[1], **ways)
+    # By hooks, answer by answer matched from its last token backwards.
+    source, target = (lens.encode(each) for each in two)
+    of = [
+        [places(lens, p, b, name).columns[:, 0] for name in ("answer 1", "answer 2")]
+        for p, b in zip(two, (source, target), strict=True)
+    ]
+    point, model = "blocks.1.hook_resid_post", lens.backend.model
+    kept, pairs_of = {}, []
+    for i in range(4):
+        both = []
+        for a, b in zip(*of, strict=True):
+            a, b = a[i][a[i] >= 0].tolist(), b[i][b[i] >= 0].tolist()
+            n = min(len(a), len(b))
+            both += [(i, x, y) for x, y in zip(a[-n:], b[-n:], strict=True)]
+        pairs_of += both
+
+    def keep(x, hook):
+        kept["source"] = x.clone()
+
+    def put(x, hook):
+        x = x.clone()
+        for i, a, b in pairs_of:
+            x[i, b] = kept["source"][i, a]
+        return x
+
+    def difference(batch):
+        logits = lens.backend.forward(batch.inputs, batch.mask)[:, -1]
+        return logits.gather(1, target.target[:, None])[:, 0] - logits.mean(dim=1)
+
+    with torch.no_grad():
+        with model.hooks(fwd_hooks=[(point, keep)]):
+            difference(source)
+        with model.hooks(fwd_hooks=[(point, put)]):
+            patched = difference(target)
+        expected = patched - difference(target)
+    assert torch.allclose(found.values[:, 1, 0, 0], expected, atol=1e-5)
+    assert expected.abs().max() > 1e-2

@@ -38,6 +38,7 @@ _FOLDED = {
     "x": "x (mean)",
     "y": "y (mean)",
 }
+_GROUPS = ("inputs", "xs", "answers", "ys")
 _AFTER = ("separators", "query", "answer prefix")
 _SMALLEST = 4.5
 _SITES = {
@@ -169,13 +170,13 @@ def fold(rows: DataFrame, value: str) -> DataFrame:
 
 def in_order(roles: Iterable[str]) -> list[str]:
     """Roles in the order of the prompt; those that no prompt of tvlens has stand last."""
-    parts, means = ("input", "x", "answer", "y"), (*_FOLDED.values(),)
+    parts, of_all = ("input", "x", "answer", "y"), (*_FOLDED.values(), *_GROUPS)
 
     def rank(role: str) -> tuple[int, int, int]:
         if found := _DEMONSTRATION.fullmatch(role):
             return 1, int(found[2]), parts.index(found[1])
-        if role in means:
-            return 1, 0, means.index(role)
+        if role in of_all:
+            return 1, 0, of_all.index(role)
         if role in _AFTER:
             return 2, _AFTER.index(role), 0
         return (0 if role == "start" else 3), 0, 0
