@@ -20,7 +20,7 @@ from tvlens.studies import scoring, stages
 
 pytestmark = pytest.mark.usefixtures("wide")
 
-NAMES = ["aie", "ltv", "attribution", "direct", "induction", "answers"]
+NAMES = ["aie", "ltv", "attribution", "direct", "induction", "answers", "gates", "interfering"]
 SMALL = ["--shots", str(trained.SHOTS), "--steps", "10"]
 
 
@@ -136,7 +136,13 @@ def test_only_what_is_asked_for_is_made(source, tmp_path):
 
 def test_the_same_command_makes_nothing_again(source, whole, monkeypatch):
     before = outcome(whole)
-    for name in ("attributed_effects", "direct_effects", "induction_scores", "answer_attention"):
+    for name in (
+        "attributed_effects",
+        "direct_effects",
+        "induction_scores",
+        "answer_attention",
+        "head_gates",
+    ):
         monkeypatch.setattr(scoring, name, None)
     for name in ("mean_head_outputs", "indirect_effects", "fit_ltv"):
         monkeypatch.setattr(stages, name, None)
@@ -167,7 +173,7 @@ def test_studies_make_the_scores_that_they_made():
         (
             ["--by", "aie,atp"],
             "there is no score 'atp'; expected some of aie, ltv, attribution, direct, induction, "
-            "answers, or all",
+            "answers, gates, interfering, or all",
         ),
         (["--by", ","], "--by names nothing; expected names separated by commas"),
         (["--task", "seven"], "unknown task 'seven': did you mean 'seven-on'"),

@@ -9,6 +9,7 @@ from tvlens.lens.edits import AddToResidual, NoEdit, ReplaceHeads
 from tvlens.lens.hooks import WholePassEngine
 from tvlens.lens.readout import target_log_prob
 from tvlens.lens.replay import ReplayEngine
+from tvlens.lens.steering import ReplaceResidual, TurnResidual, blend_heads
 
 ALL_KINDS = pytest.mark.skipif(len(zoo.KINDS) < 2, reason="transformer-lens 4 has one backend")
 
@@ -45,6 +46,11 @@ def edits(backend, n_prompts=4, dtype=torch.float32):
         "vectors everywhere": AddToResidual(
             random(1, 5, 3, d_model, dtype=dtype), torch.ones(5, 3, dtype=torch.bool)
         ),
+        "heads moved": blend_heads(
+            random(6, 3, n_head, dtype=dtype) * mask, random(1, 6, 3, n_head, d_head, dtype=dtype)
+        ),
+        "streams replaced": ReplaceResidual(random(1, 5, 3, d_model, dtype=dtype), active),
+        "streams turned": TurnResidual(random(n_prompts, 5, 3, d_model, dtype=dtype) / 4, active),
     }
 
 

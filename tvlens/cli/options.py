@@ -76,6 +76,13 @@ ModelOption = Annotated[
         autocompletion=complete_models,
     ),
 ]
+MethodsOption = Annotated[
+    str,
+    typer.Option(
+        "--methods",
+        help='Vectors to make: names separated by commas, "default", or "all" with every rival.',
+    ),
+]
 TasksOption = Annotated[
     str,
     typer.Option("--tasks", help="Task names, separated by commas.", autocompletion=complete_tasks),

@@ -13,6 +13,7 @@ from tvlens.cli.options import (
     DeviceOption,
     DtypeOption,
     DuplicatesOption,
+    MethodsOption,
     ModelOption,
     OutOption,
     PresetOption,
@@ -74,6 +75,7 @@ def study_text(
     control_draws: Annotated[
         int, typer.Option(min=1, help="Random and permuted weights drawn, as controls.")
     ] = 3,
+    methods: MethodsOption = "default",
 ) -> None:
     """Mediation, function vectors, LTV, evaluation and comparison of text tasks.
 
@@ -84,6 +86,7 @@ def study_text(
 
     from tvlens.studies.study import study_all
     from tvlens.studies.text import TextSettings, text_plans
+    from tvlens.vectors.catalogue import methods_named
 
     settings = TextSettings(
         seed=seed,
@@ -93,6 +96,7 @@ def study_text(
         n_means=n_means,
         n_test=n_test,
         control_draws=control_draws,
+        methods=methods_named(methods),
     )
     lens = load_lens(model, backend, dtype, device, revision)
     chosen = lay_out(chosen, template, lens)
@@ -136,6 +140,7 @@ def study_regression(
         int | None,
         typer.Option(min=1, help="LTVs trained for the comparison of heads.", show_default="2"),
     ] = None,
+    methods: MethodsOption = "default",
 ) -> None:
     """Mediation, function vectors, LTV, fidelity benchmark and comparison of function classes.
 
@@ -145,8 +150,10 @@ def study_regression(
     from tvlens.runs.run import Run
     from tvlens.studies.regression import RegressionSettings, regression_plans
     from tvlens.studies.study import study_all
+    from tvlens.vectors.catalogue import methods_named
 
     asked: dict[str, Any] = {"seed": seed, "n_test": n_test, "ltv_seeds": ltv_seeds}
+    asked["methods"] = methods_named(methods)
     if shifts is not None:
         asked["shifts"] = tuple(name.strip() for name in shifts.split(",") if name.strip())
     settings = RegressionSettings(**{key: x for key, x in asked.items() if x is not None})

@@ -5,6 +5,10 @@ from .edits import NoEdit as NoEdit
 from .edits import ReplaceHeads as ReplaceHeads
 from .engine import Engine as Engine
 from .engine import Reading as Reading
+from .fitting import Fitted as Fitted
+from .fitting import Posed as Posed
+from .fitting import Schedule as Schedule
+from .fitting import fit_edit as fit_edit
 from .heads import HeadMeans as HeadMeans
 from .heads import HeadOutputs as HeadOutputs
 from .heads import contributions as contributions
@@ -25,4 +29,9 @@ from .readout import SquaredError as SquaredError
 from .replay import ReplayEngine as ReplayEngine
 from .sites import SITE_KINDS as SITE_KINDS
 from .sites import Site as Site
+from .states import residual_states as residual_states
+from .steering import BlendHeads as BlendHeads
+from .steering import ReplaceResidual as ReplaceResidual
+from .steering import TurnResidual as TurnResidual
+from .steering import blend_heads as blend_heads
 from .suffix import SuffixEngine as SuffixEngine

@@ -221,8 +221,8 @@ class ReplaceHeads(QueryEdit):
         return replace(self, values=self.values[start:stop])
 
 
-class _Addition(QueryEdit):
-    """Something is added to the output of the blocks that `active` names for each variant."""
+class _AtBlockOutput(QueryEdit):
+    """Something is done to the output of the blocks that `active` names for each variant."""
 
     active: Bool[Tensor, "variant layer"]
 
@@ -245,7 +245,7 @@ class _Addition(QueryEdit):
 
 
 @dataclass(frozen=True)
-class AddToResidual(_Addition):
+class AddToResidual(_AtBlockOutput):
     """A vector is added to the output of each chosen block.
 
     Attributes:
@@ -259,16 +259,21 @@ class AddToResidual(_Addition):
     def __post_init__(self) -> None:
         if self.vectors.shape[1:3] != self.active.shape:
             raise ShapeError(
-                f"AddToResidual: vectors are for {tuple(self.vectors.shape[1:3])} (variant, "
-                f"layer), active for {tuple(self.active.shape)}; both must be of the same size"
+                f"{type(self).__name__}: vectors are for {tuple(self.vectors.shape[1:3])} "
+                f"(variant, layer), active for {tuple(self.active.shape)}; both must be of the "
+                "same size"
             )
 
-    def change(self, site: Site, activation: Activation) -> Activation:
+    def given(self, site: Site, activation: Activation) -> tuple[Tensor, Tensor]:
+        """The vectors after a block, zero for variants that do not act there, and which do."""
         n = activation.shape[1]
-        active = self.active[None, :n, site.layer, None]
+        active = self.active[None, :n, None, site.layer, None]
         # Not a product: vectors that are not active may hold anything, NaN included.
-        added = self.vectors[:, :n, site.layer].where(active, 0.0)
-        return activation + added.to(activation.dtype)[:, :, None]
+        given = self.vectors[:, :n, None, site.layer].where(active, 0.0)
+        return given.to(activation.dtype), active
+
+    def change(self, site: Site, activation: Activation) -> Activation:
+        return activation + self.given(site, activation)[0]
 
     def of_variants(self, index: Int[Tensor, " chosen"]) -> "AddToResidual":
         return replace(self, vectors=self.vectors[:, index], active=self.active[index])
@@ -280,7 +285,7 @@ class AddToResidual(_Addition):
 
 
 @dataclass(frozen=True)
-class AddHeads(_Addition):
+class AddHeads(_AtBlockOutput):
     """A weighted sum of given head outputs is added to the output of each chosen block.
 
     Attributes:

@@ -158,19 +158,28 @@ def contributions(lens: Lens, reading: Reading) -> Float[Tensor, "batch layer he
     return outputs if reading.factor is None else outputs * reading.factor[:, :, None]
 
 
+def donors_of(prompts: PromptSet) -> PromptSet:
+    """The donor of every prompt: a clean prompt of the prompt's own function.
+
+    Raises:
+        TaskError: the prompts have no donors.
+    """
+    if not isinstance(prompts, HasDonors):
+        raise TaskError(
+            f"{type(prompts).__name__} of task {prompts.task!r} have no donors: vectors of each "
+            "prompt's own activations need prompts of a FunctionTask; use one vector for the task"
+        )
+    return prompts.donors()
+
+
 def donor_outputs(lens: Lens, prompts: PromptSet) -> HeadOutputs:
-    """Head outputs of the donor of every prompt: a clean prompt of the prompt's own function.
+    """Head outputs of the donor of every prompt.
 
     Raises:
         TaskError: the prompts have no donors.
         NumericalError: an activation is not finite.
     """
-    if not isinstance(prompts, HasDonors):
-        raise TaskError(
-            f"{type(prompts).__name__} of task {prompts.task!r} have no donors: vectors of each "
-            "prompt's own head outputs need prompts of a FunctionTask; use one vector for the task"
-        )
-    batch = lens.encode(prompts.donors())
+    batch = lens.encode(donors_of(prompts))
     with lens.frozen(), torch.no_grad():
         readings = list(lens.readings(batch))
         z = torch.cat([reading.z for reading in readings])

@@ -22,6 +22,8 @@ from .catalogue import HeadScore as HeadScore
 from .direct import DirectAttribution as DirectAttribution
 from .direct import direct_effects as direct_effects
 from .effects import PatchEffects as PatchEffects
+from .gating import HeadGates as HeadGates
+from .gating import head_gates as head_gates
 from .induction import answer_attention as answer_attention
 from .induction import induction_scores as induction_scores
 from .mediation import IndirectEffects as IndirectEffects

@@ -25,6 +25,21 @@ class Weighs(Protocol):
 
 
 @runtime_checkable
+class Gates(Protocol):
+    """Trained gates of all heads."""
+
+    @property
+    def facilitating(self) -> "Scores":
+        """Gates that stay open under pressure to close."""
+        ...
+
+    @property
+    def interfering(self) -> "Scores":
+        """Gates that stay closed under pressure to open."""
+        ...
+
+
+@runtime_checkable
 class Findings(Protocol):
     """What a study has found of one task before its heads are scored."""
 
@@ -61,6 +76,11 @@ class FurtherFindings(Findings, Protocol):
     @property
     def answers(self) -> "Scores":
         """Attention of the query position to the answers that clean prompts show."""
+        ...
+
+    @property
+    def gates(self) -> Gates:
+        """Gates of heads at the query position, trained on clean prompts."""
         ...
 
 
@@ -156,6 +176,28 @@ SCORES: tuple[HeadScore, ...] = (
         studied=False,
         colour="sky",
         dash="--",
+    ),
+    HeadScore(
+        "facilitating",
+        lambda found: found.gates.facilitating,
+        "gates",
+        "Causal head gating",
+        "gate that stays open under pressure to close",
+        "gates",
+        studied=False,
+        colour="brown",
+        dash="-.",
+    ),
+    HeadScore(
+        "interfering",
+        lambda found: found.gates.interfering,
+        "gates, interfering",
+        "Interfering heads",
+        "gate that stays closed under pressure to open",
+        "interfering",
+        studied=False,
+        colour="grey",
+        dash=":",
     ),
 )
 """Every score, in the order of columns and legends; heads of the others are compared with those of

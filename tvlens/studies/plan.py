@@ -14,7 +14,7 @@ from tvlens.lens.heads import HeadMeans
 from tvlens.lens.lens import Lens
 from tvlens.runs.run import Run
 from tvlens.tasks.base import PromptKind, PromptSet, PromptSource
-from tvlens.vectors.catalogue import Modality
+from tvlens.vectors.catalogue import STANDARD, Modality
 from tvlens.vectors.ltv.settings import FitSettings
 from tvlens.vectors.materials import ByKind, Whose
 
@@ -36,6 +36,7 @@ class StudySettings:
         scales: scales tried for function vectors.
         control_draws: random and permuted weights drawn.
         compare_ks: sizes of the head sets compared.
+        methods: names of the methods that are made.
     """
 
     ks: tuple[int, ...]
@@ -47,6 +48,7 @@ class StudySettings:
     seed: int = 0
     ltv: FitSettings = field(default_factory=FitSettings)
     control_draws: int = 3
+    methods: tuple[str, ...] = STANDARD
 
 
 @dataclass(frozen=True)

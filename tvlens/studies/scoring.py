@@ -18,6 +18,7 @@ from tvlens.scores.agreement import compare_head_sets, overlap_curve, spearman_i
 from tvlens.scores.attributed import attributed_effects
 from tvlens.scores.catalogue import HeadScore
 from tvlens.scores.direct import direct_effects
+from tvlens.scores.gating import HeadGates, head_gates, steps_of
 from tvlens.scores.induction import answer_attention, induction_scores
 from tvlens.scores.mediation import IndirectEffects
 from tvlens.scores.score import Scores
@@ -26,6 +27,9 @@ from tvlens.studies.comparison import COLUMNS, CURVE_KS
 from tvlens.studies.text import TextPlan
 from tvlens.vectors.ltv.ltv import LearnableTaskVector
 from tvlens.vectors.materials import fitting_ks
+
+GATED = 48
+"""Prompts that gates are trained on, at most."""
 
 SCORE_COLUMNS = ["task", "score", "layer", "head", "value", "ci_low", "ci_high"]
 
@@ -95,6 +99,18 @@ class Found:
             )
 
         return self._kept("answers", 1, compute)
+
+    @cached_property
+    def gates(self) -> HeadGates:
+        """Gates of heads at the query position, trained on clean prompts that are answered."""
+        plan = self.plan
+        prompts = plan.clean()[list(self.means.kept)[:GATED]]
+
+        def compute() -> HeadGates:
+            with progress_bar(f"{plan.task.name}: gates", steps_of()) as advance:
+                return head_gates(plan.lens, prompts, seed=plan.settings.seed, progress=advance)
+
+        return self.run.kept(f"{plan.task.name}/gates", HeadGates, compute)
 
     def _kept(
         self, name: str, total: int, compute: Callable[[Callable[[int], None]], Scores]

@@ -38,6 +38,7 @@ class Study:
         headsets: agreement of head sets.
         curve: their overlap at every size.
         sweep: every candidate among the function vectors.
+        rivals: every candidate among those of other methods that are chosen on validation.
         history: training of every Learnable Task Vector.
         methods: what each method adds, by its name in `results` and by kind of prompts.
         ltvs: every trained vector.
@@ -48,6 +49,7 @@ class Study:
     headsets: pd.DataFrame
     curve: pd.DataFrame
     sweep: pd.DataFrame
+    rivals: pd.DataFrame
     history: pd.DataFrame
     methods: dict[str, ByKind]
     ltvs: stages.Trained
@@ -73,8 +75,9 @@ def study_all(
 
     Returns:
         What was found, by task. The run folder holds it as `results`, `heads`, `headsets`,
-        `overlap_curves`, `fv_sweep`, `ltv_history` and `layer_profiles` (CSV and Parquet), its
-        `summary` and `headset_summary` (CSV, Markdown and LaTeX), figures and vectors.
+        `overlap_curves`, `fv_sweep`, `sweeps` (of rivals), `ltv_history` and `layer_profiles` (CSV
+        and Parquet), its `summary` and `headset_summary` (CSV, Markdown and LaTeX), figures and
+        vectors.
     """
     found = {}
     with progress_bar("study, stages", STAGES * len(plans)) as advance:
@@ -104,6 +107,7 @@ def study_task(plan: Plan, run: Run, *, progress: Callable[[int], None] = lambda
     methods = {name: made for each in materials for name, made in _made(plan, each).items()}
     progress(1)
     scores = {view: _scores(plan, view, effects[view], ltvs) for view in plan.views}
+    tables = [table for each in materials for table in each.tables.values()]
     results = plan.evaluate(run, methods)
     progress(1)
     return Study(
@@ -114,7 +118,8 @@ def study_task(plan: Plan, run: Run, *, progress: Callable[[int], None] = lambda
             for view in plan.views
         ),
         _joined(comparison.overlap(scores[view], seed=s.seed) for view in plan.views),
-        _joined(table for each in materials for table in each.tables.values()),
+        _joined(table for table in tables if "method" not in table),
+        _joined(table for table in tables if "method" in table),
         _joined(_history(plan, ltvs)),
         methods,
         ltvs,
@@ -144,6 +149,8 @@ def _materials(
             # Heads are ranked where the prompt does not carry the task (Todd et al. 2024).
             effects[View(whose, "uninformative")],
             stages.trained_for(plan, ltvs, whose),
+            plan.clean,
+            {kind: plan.fits[name] for kind, name in plan.uses["ltv"].items()},
             plan.validation,
             s.ks,
             s.scales,
@@ -159,7 +166,7 @@ def _made(plan: Plan, materials: Materials) -> dict[str, ByKind]:
     """Every method that can be made of the materials, by its name in tables."""
     several = len({view.whose for view in plan.views}) > 1
     found = {}
-    for method in methods_for(plan.modality, materials.whose):
+    for method in methods_for(plan.modality, materials.whose, plan.settings.methods):
         made = method.make(materials)
         if made:
             name = variant_name(method, materials.whose) if several else method.name
@@ -190,7 +197,8 @@ def _history(plan: Plan, ltvs: stages.Trained) -> list[pd.DataFrame]:
 
 
 def _joined(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    return pd.concat(list(frames), ignore_index=True)
+    every = list(frames)
+    return pd.concat(every, ignore_index=True) if every else pd.DataFrame()
 
 
 def write(plans: Mapping[str, Plan], run: Run, found: Mapping[str, Study]) -> None:
@@ -203,6 +211,9 @@ def write(plans: Mapping[str, Plan], run: Run, found: Mapping[str, Study]) -> No
     }
     for name in tables:
         run.write_table(name, joined[name], whole=name in ("results", "heads"))
+    rivals = _joined(each.rivals for each in found.values())
+    if len(rivals):
+        run.write_table("sweeps", rivals)
     several = any(len(plan.views) > 1 for plan in plans.values())
     comparison.write_figures(
         run,

@@ -5,18 +5,18 @@ Tables, legends, colours, summaries and the command line come from this list. A 
 module with its `make`, and one line here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 from tvlens.errors import UnknownNameError
-from tvlens.vectors import average, controls, fv
+from tvlens.vectors import average, controls, free, fv, hendel, icv, mixing, sparse
 from tvlens.vectors.ltv import fit
 from tvlens.vectors.materials import ByKind, Materials, Whose
 from tvlens.vectors.vector import Vector
 
-Family = Literal["function vector", "average", "learned", "control"]
+Family = Literal["function vector", "average", "state", "learned", "control"]
 Modality = Literal["text", "regression"]
 WHOSE: tuple[Whose, ...] = get_args(Whose)
 
@@ -51,6 +51,8 @@ class Method:
         modalities: the studies that it belongs to.
         dummies: whether regression also adds it at pairs of zeros put into the prompt, as the
             baselines of Saglam et al. (2025) do.
+        standard: whether studies make it unless told otherwise; the others are rivals that take
+            as long as all of these together.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Method:
     whose: tuple[Whose, ...] = WHOSE
     modalities: tuple[Modality, ...] = get_args(Modality)
     dummies: bool = False
+    standard: bool = True
 
 
 METHODS: tuple[Method, ...] = (
@@ -86,6 +89,21 @@ METHODS: tuple[Method, ...] = (
         dummies=True,
     ),
     Method("average", "average", Look("layer average", "green", "P"), average.make),
+    Method(
+        "hendel",
+        "state",
+        Look("Hendel's task vector", "brown", "X", "--"),
+        hendel.make,
+        standard=False,
+    ),
+    Method(
+        "icv",
+        "state",
+        Look("in-context vector", "pink", "p", "-."),
+        icv.make,
+        whose=("class",),
+        standard=False,
+    ),
     Method("ltv", "learned", Look("LTV", "blue", "o"), fit.make("ltv"), dummies=True),
     Method(
         "ltv_lengths",
@@ -93,6 +111,36 @@ METHODS: tuple[Method, ...] = (
         Look("LTV, several lengths", "sky", "h"),
         fit.make("ltv_lengths"),
         modalities=("regression",),
+    ),
+    Method(
+        "ltv_sparse",
+        "learned",
+        Look("LTV, few heads", "blue", "d", "-."),
+        sparse.make,
+        standard=False,
+    ),
+    Method(
+        "mixing",
+        "learned",
+        Look("head mixing", "green", "*", "-."),
+        mixing.make,
+        standard=False,
+    ),
+    Method(
+        "free_layer",
+        "learned",
+        Look("free vector, one layer", "dark", "<", "--"),
+        free.make(one_layer=True),
+        whose=("class",),
+        standard=False,
+    ),
+    Method(
+        "free",
+        "learned",
+        Look("free vectors, all layers", "dark", ">", "-."),
+        free.make(one_layer=False),
+        whose=("class",),
+        standard=False,
     ),
     Method("random", "control", Look("random ω", "grey", "s", ":"), controls.make_random),
     Method("permuted", "control", Look("permuted ω", "pink", "D", ":"), controls.make_permuted),
@@ -131,9 +179,40 @@ class Variant:
         return self.method.look.label + per_prompt + (", dummies" if self.dummies else "")
 
 
-def methods_for(modality: Modality, whose: Whose) -> list[Method]:
-    """The methods that the study of a modality makes of these head outputs."""
-    return [m for m in METHODS if modality in m.modalities and whose in m.whose]
+STANDARD: tuple[str, ...] = tuple(each.name for each in METHODS if each.standard)
+"""The methods that studies make unless told otherwise."""
+
+
+def methods_for(
+    modality: Modality, whose: Whose, names: Sequence[str] | None = None
+) -> list[Method]:
+    """The methods that the study of a modality makes of these head outputs.
+
+    Args:
+        modality: of the study.
+        whose: whose head outputs.
+        names: of the methods wanted; None for every one.
+    """
+    there = [m for m in METHODS if modality in m.modalities and whose in m.whose]
+    return [m for m in there if names is None or m.name in names]
+
+
+def methods_named(text: str) -> tuple[str, ...]:
+    """The names of methods that a text asks for: "default", "all", or names between commas.
+
+    Raises:
+        UnknownNameError: there is no such method, or none is named.
+    """
+    if text == "default":
+        return STANDARD
+    if text == "all":
+        return tuple(each.name for each in METHODS)
+    wanted = {name.strip() for name in text.split(",") if name.strip()}
+    for name in sorted(wanted):
+        method(name)
+    if not wanted:
+        raise UnknownNameError("no method is named; expected names between commas, default or all")
+    return tuple(each.name for each in METHODS if each.name in wanted)
 
 
 def variant_name(method: Method, whose: Whose) -> str:

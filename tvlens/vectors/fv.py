@@ -8,8 +8,6 @@ from typing import Literal
 
 import pandas as pd
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from tvlens.console import progress_bar
 from tvlens.errors import ShapeError
@@ -18,8 +16,9 @@ from tvlens.lens.lens import Lens
 from tvlens.scores.mediation import IndirectEffects
 from tvlens.scores.ranking import Head
 from tvlens.tasks.base import KINDS, PromptKind, PromptSet
+from tvlens.vectors.choice import ranked
 from tvlens.vectors.materials import ByKind, Materials, fitting_ks, for_every_kind
-from tvlens.vectors.vector import HeadMixture, TaskVector, Vector, edits_of
+from tvlens.vectors.vector import HeadMixture, TaskVector, Vector
 
 DEFAULT_KS = (3, 10, 30)
 # By validation: 1 was never the best on ten tasks, and 8 worse than 4 on the three it was tried on.
@@ -190,24 +189,21 @@ def choose_function_vectors(
         mixtures if per_prompt else [mixture.of_means(means) for mixture in mixtures]
     )
 
-    measures = lens.readout.measures
-    frames = []
-    best: dict[str, dict[PromptKind, Vector]] = {"one_layer": {}, "per_layer": {}}
-    for kind, prompts in validation.items():
-        values = _measured(lens, prompts, vectors, progress)
-        frame = pd.DataFrame([row for row, _ in candidates])
-        frame["prompt"] = kind
-        for column, measure in enumerate(measures):
-            frame[measure.name] = values[:, column].tolist()
-        frames.append(frame)
-        order = frame.sort_values(
-            [m.name for m in measures], ascending=[not m.higher_is_better for m in measures]
-        ).index
-        for site, chosen in best.items():
-            chosen[kind] = next(vectors[i] for i in order if frame["site"][i] == site)
-    return FunctionVectorChoice(
-        best["one_layer"], best["per_layer"], pd.concat(frames, ignore_index=True)
+    sites = [row["site"] for row, _ in candidates]
+    order, sweep = ranked(
+        lens,
+        [(row, vector) for (row, _), vector in zip(candidates, vectors, strict=True)],
+        validation,
+        progress=progress,
     )
+    best: dict[str, dict[PromptKind, Vector]] = {
+        site: {
+            kind: next(vectors[i] for i in found if sites[i] == site)
+            for kind, found in order.items()
+        }
+        for site in ("one_layer", "per_layer")
+    }
+    return FunctionVectorChoice(best["one_layer"], best["per_layer"], sweep)
 
 
 def make_chosen(site: Literal["one_layer", "per_layer"]) -> Callable[[Materials], ByKind]:
@@ -248,21 +244,6 @@ def _choose(materials: Materials) -> tuple[dict[str, Vector], pd.DataFrame]:
     sites = {"one_layer": choice.one_layer, "per_layer": choice.per_layer}
     flat = {f"{s}.{kind}": vector for s, found in sites.items() for kind, vector in found.items()}
     return flat, choice.sweep
-
-
-def _measured(
-    lens: Lens,
-    prompts: PromptSet,
-    vectors: Sequence[Vector],
-    progress: Callable[[int], None] | None,
-) -> Float[Tensor, "vector measure"]:
-    """Mean over prompts of every measure under every vector."""
-    found = torch.empty(len(vectors), len(lens.readout.measures), dtype=torch.float64)
-    # All vectors are of one kind, so there is one edit.
-    for edit, index in edits_of(vectors, lens, prompts):
-        measures = lens.outputs(prompts, edit, lens.readout.measure, advance=progress)
-        found[index] = measures.double().mean(0).cpu()
-    return found
 
 
 def _require_heads(means: HeadMeans, heads: Sequence[Head]) -> None:

@@ -1,7 +1,7 @@
 """What the vectors of one task are made of, and where they are kept while they are."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import pandas as pd
@@ -12,6 +12,8 @@ from tvlens.runs.run import Run
 from tvlens.scores.mediation import IndirectEffects
 from tvlens.tasks.base import KINDS, PromptKind, PromptSet, PromptSource
 from tvlens.vectors.ltv.ltv import LearnableTaskVector
+from tvlens.vectors.ltv.sample import FitPrompts, read_fit_prompts
+from tvlens.vectors.ltv.settings import FitSettings
 from tvlens.vectors.vector import Vector
 
 Whose = Literal["class", "prompt"]
@@ -33,6 +35,8 @@ class Materials:
         whose: whose head outputs are weighed.
         effects: indirect effects that rank the heads.
         trained: Learnable Task Vectors by method and kind of prompts.
+        clean: makes the clean prompts that the means were offered.
+        fits: how vectors are trained for each kind of prompts.
         validation: makes the prompts that settings are chosen on, by kind.
         ks: numbers of heads to try.
         scales: factors to try.
@@ -47,17 +51,33 @@ class Materials:
     whose: Whose
     effects: IndirectEffects
     trained: Mapping[str, Mapping[PromptKind, LearnableTaskVector]]
+    clean: Callable[[], Any]
+    fits: Mapping[PromptKind, FitSettings]
     validation: Callable[[], Mapping[PromptKind, PromptSet]]
     ks: Sequence[int]
     scales: Sequence[float]
     control_draws: int
     seed: int
     _done: dict[str, tuple[dict[str, Vector], pd.DataFrame]] = field(default_factory=dict)
+    _read: dict[FitSettings, FitPrompts] = field(default_factory=dict)
 
     @property
     def per_prompt(self) -> bool:
         """Whether vectors are made of each prompt's own donor."""
         return self.whose == "prompt"
+
+    def answered(self) -> PromptSet:
+        """The clean prompts that entered the means."""
+        prompts, kept = self.clean(), list(self.means.kept)
+        answered: PromptSet = prompts if len(kept) == len(prompts) else prompts[kept]
+        return answered
+
+    def fit_prompts(self, settings: FitSettings) -> FitPrompts:
+        """The prompts of a training, read once for all methods; with donors where these weigh."""
+        own = replace(settings, per_prompt=self.per_prompt)
+        if own not in self._read:
+            self._read[own] = read_fit_prompts(self.lens, self.task, own, self.seed)
+        return self._read[own]
 
     def kept(
         self, name: str, compute: Callable[[], tuple[Mapping[str, Vector], pd.DataFrame]]

@@ -79,6 +79,7 @@ class TaskVector(Vector):
     """
 
     held: ClassVar[str] = "vectors"
+    acts: ClassVar[type[AddToResidual]] = AddToResidual
     vectors: Float[Tensor, "layer d_model"]
     layers: tuple[int, ...]
     model: str
@@ -130,7 +131,7 @@ class TaskVector(Vector):
         return self._combine(other, -1.0, "-")
 
     def _combine(self, other: "TaskVector", sign: float, symbol: str) -> "TaskVector":
-        if not isinstance(other, TaskVector):
+        if not type(self) is type(other) is TaskVector:
             return NotImplemented
         require_fit(other, self.vectors.shape[0], self.vectors.shape[1], self.model)
         layers = tuple(sorted({*self.layers, *other.layers}))
@@ -153,7 +154,7 @@ class TaskVector(Vector):
             require_fit(vector, lens.n_layer, lens.d_model, lens.name)
         stacked = torch.stack([vector.vectors for vector in vectors])[None]
         device, dtype = lens.backend.device, lens.backend.dtype
-        return AddToResidual(
+        return cls.acts(
             stacked.to(device, dtype),
             _active([vector.layers for vector in vectors], lens).to(device),
         )
@@ -161,12 +162,12 @@ class TaskVector(Vector):
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The vectors; layers, model and origin."""
         facts = {"layers": self.layers, "model": self.model, "origin": self.origin}
-        return {"vectors": self.vectors}, facts
+        return {self.held: self.vectors}, facts
 
     @classmethod
     def of_state(cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> "TaskVector":
         """The vector that has this state."""
-        return cls(tensors["vectors"], *_said(facts))
+        return cls(tensors[cls.held], *_said(facts))
 
 
 @dataclass(frozen=True)

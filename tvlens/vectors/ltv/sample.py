@@ -22,13 +22,29 @@ class Sample:
     Attributes:
         reading: the prompts.
         outputs: head outputs of their donors; None where all prompts share the means.
+        z: `hook_z` of their donors, alike.
     """
 
     reading: Reading
     outputs: Float[Tensor, "batch layer head d_model"] | None
+    z: Float[Tensor, "batch layer head d_head"] | None = None
 
     def __len__(self) -> int:
         return len(self.reading)
+
+    @property
+    def donors_z(self) -> Float[Tensor, "batch layer head d_head"]:
+        """`hook_z` of the donors.
+
+        Raises:
+            TaskError: the prompts were read without.
+        """
+        if self.z is None:
+            raise TaskError(
+                "the prompts of this training were read without donors; read them with "
+                "read_fit_prompts and settings of per_prompt=True"
+            )
+        return self.z
 
     @classmethod
     def read(cls, lens: Lens, prompts: Sequence[PromptSet], per_prompt: bool) -> "Sample":
@@ -43,13 +59,14 @@ class Sample:
         with lens.frozen():
             pieces = list(read_samples(lens, prompts, per_prompt, lens.max_rows))
         own = [piece.outputs for piece in pieces if piece.outputs is not None]
+        z = [piece.z for piece in pieces if piece.z is not None]
         joined: Reading = lens.engine.join([piece.reading for piece in pieces])
-        return cls(joined, torch.cat(own) if own else None)
+        return cls(joined, torch.cat(own) if own else None, torch.cat(z) if z else None)
 
     def rows(self, index: slice | Int[Tensor, " chosen"]) -> "Sample":
         """The prompts at `index`, in that order."""
-        outputs = None if self.outputs is None else self.outputs[index]
-        return Sample(self.reading.rows(index), outputs)
+        own = [None if x is None else x[index] for x in (self.outputs, self.z)]
+        return Sample(self.reading.rows(index), *own)
 
     def without_donors(self) -> "Sample":
         """The same prompts without what their donors say."""
@@ -73,11 +90,12 @@ def read_samples(
 ) -> Iterator[Sample]:
     """The prompts read in pieces of at most so many rows, one piece at a time."""
     for of_kind in prompts:
-        own = donor_outputs(lens, of_kind).outputs if per_prompt else None
+        own = donor_outputs(lens, of_kind) if per_prompt else None
         done = 0
         for reading in lens.readings(lens.encode(of_kind), max_prompts=rows):
             span = slice(done, done + len(reading))
-            yield Sample(reading, None if own is None else own[span])
+            given = (None, None) if own is None else (own.outputs[span], own.z[span])
+            yield Sample(reading, *given)
             done = span.stop
 
 
