@@ -1,6 +1,6 @@
 """Head mixing: every head moved towards what it says when the task is in the prompt (SITE)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -59,6 +59,11 @@ class HeadBlend(Vector):
                     f"{name} of {self.origin} hold NaN or infinite numbers; expected finite ones"
                 )
 
+    @property
+    def group(self) -> Hashable:
+        """Blends towards means, or those towards donors."""
+        return HeadBlend, self.z is None
+
     @classmethod
     def stack(cls, vectors: Sequence[Any], lens: Lens, prompts: PromptSet) -> BlendHeads:
         """The edit whose variants are the given blends: of means all, or of donors all."""
@@ -70,11 +75,6 @@ class HeadBlend(Vector):
                     "model it is used on"
                 )
         own = [blend.z for blend in vectors if blend.z is not None]
-        if own and len(own) < len(vectors):
-            raise ShapeError(
-                "blends towards means and towards each prompt's donor were given together; give "
-                "those of one kind at a time"
-            )
         z = torch.stack(own)[None] if own else donor_outputs(lens, prompts).z[:, None]
         weights = torch.stack([blend.alpha for blend in vectors])
         device, dtype = lens.backend.device, lens.backend.dtype

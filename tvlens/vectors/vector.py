@@ -5,7 +5,7 @@ for each prompt from the head outputs of the prompt's donor.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -42,6 +42,11 @@ class Vector(Kept):
     def plain(self) -> "Vector":
         """The value that acts, for vectors that are more than one, such as a trained module."""
         return self
+
+    @property
+    def group(self) -> Hashable:
+        """What vectors that one edit can make act, as its variants, have in common."""
+        return type(self)
 
     @classmethod
     @abstractmethod
@@ -289,21 +294,22 @@ def edits_of(
         prompts: what it is asked; mixtures read the donors of these.
 
     Returns:
-        One edit for each kind of vector that is there, with the places in the list that its
+        One edit for each group of vectors that is there, with the places in the list that its
         variants have.
 
     Raises:
         ShapeError: a vector does not fit the model.
         TaskError: there is a mixture, and the prompts have no donors.
     """
-    kinds: dict[type[Vector], dict[int, Vector]] = {}
+    groups: dict[Hashable, dict[int, Vector]] = {}
     for i, vector in enumerate(vectors):
         plain = vector.plain
-        kinds.setdefault(type(plain), {})[i] = plain
+        groups.setdefault(plain.group, {})[i] = plain
     places = prompts.places if isinstance(prompts, HasPlaces) else ()
     return [
-        (kind.stack(list(found.values()), lens, prompts).and_at(places), list(found))
-        for kind, found in kinds.items()
+        (type(each[0]).stack(each, lens, prompts).and_at(places), list(found))
+        for found in groups.values()
+        if (each := list(found.values()))
     ]
 
 
