@@ -122,7 +122,7 @@ def evaluate(
         raise UnknownNameError(
             f"method name {reserved[0]!r} is taken by the baseline without a vector; rename yours"
         )
-    vectors = {name: _by_kind(lens, name, method, kinds) for name, method in methods.items()}
+    vectors = {name: by_kind(lens, name, method, kinds) for name, method in methods.items()}
     rows: list[dict[str, Any]] = []
     telling = True
     for kind in kinds:
@@ -181,7 +181,7 @@ def evaluate_prompts(
             f"exact_match compares generated text, but {lens.name!r} answers with numbers; pass "
             "exact_match=False or leave it out"
         )
-    draws = {name: _draws(lens, name, given) for name, given in {BARE: None, **methods}.items()}
+    draws = {name: draws_of(lens, name, given) for name, given in {BARE: None, **methods}.items()}
     every = [vector for each in draws.values() for vector in each]
     edits = edits_of(every, lens, prompts)
     engine = lens.engine_for(*(edit for edit, _ in edits))
@@ -234,19 +234,19 @@ _REMEDY = (
 )
 
 
-def _by_kind(
+def by_kind(
     lens: Lens, name: str, method: Method, kinds: Sequence[PromptKind]
 ) -> dict[PromptKind, Sequence[Vector]]:
     """What the method adds on each kind of prompts; the kinds asked for which it has something."""
     if not isinstance(method, Mapping):
-        return dict.fromkeys(kinds, _draws(lens, name, method))
+        return dict.fromkeys(kinds, draws_of(lens, name, method))
     strange = [kind for kind in method if kind not in KINDS]
     if strange:
         raise UnknownNameError(
             f"method {name!r} is given for unknown kind {strange[0]!r} of prompts; expected "
             f"{_LISTED}"
         )
-    found = {kind: _draws(lens, name, method[kind]) for kind in kinds if kind in method}
+    found = {kind: draws_of(lens, name, method[kind]) for kind in kinds if kind in method}
     if not found:
         raise UnknownNameError(
             f"method {name!r} is given for {', '.join(map(repr, method)) or 'no kind'} of prompts, "
@@ -255,7 +255,7 @@ def _by_kind(
     return found
 
 
-def _draws(lens: Lens, name: str, given: Draws) -> Sequence[Vector]:
+def draws_of(lens: Lens, name: str, given: Draws) -> Sequence[Vector]:
     """The vectors that a method averages over."""
     if given is None:
         return [TaskVector.none(lens)]

@@ -5,6 +5,9 @@ from .patching import head_map as head_map
 from .patching import head_paths as head_paths
 from .patching import position_map as position_map
 from .patching import role_maps as role_maps
+from .rivals import heads_needed as heads_needed
+from .rivals import method_means as method_means
+from .rivals import state_map as state_map
 from .scores import head_maps as head_maps
 from .scores import layer_profiles as layer_profiles
 from .scores import overlap_curve as overlap_curve

@@ -1,0 +1,283 @@
+"""Every vector that competes with the Learnable Task Vector, on text and on regression.
+
+    python analyses/rivals.py --preset smoke                       # minutes
+    python analyses/rivals.py --preset small                       # an hour and a half on two cores
+    python analyses/rivals.py --tasks antonym --data FOLDER --functions "" --out runs/rivals
+
+Runs `tvlens study text --methods all` and `tvlens study regression --methods all` in OUT/text and
+OUT/regression, or goes on where an earlier call stopped, then writes to OUT
+- text.{csv,md,tex}: every method on zero-shot and shuffled prompts, means over tasks: first-token
+  accuracy, exact match, cross-entropy, and how far the next-token distribution is from that of
+  in-context learning (d_NTP) over the vocabulary and over label tokens; on how many tasks a method
+  beats the LTV, and on how many it is beaten, intervals apart,
+- text_tasks.csv: the same by task, with intervals and the distances of hidden states,
+- states.csv: where last hidden states lie, on two principal components,
+- heads_needed.{csv,md,tex}: accuracy of sparse LTVs and of function vectors by number of heads,
+- regression.{csv,md,tex}: errors at T_train, 1.5 and 2.5 times as many points,
+- figures of all of these.
+"""
+
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import typer
+
+from tvlens import figures
+from tvlens.cli import options
+from tvlens.cli.studies import read_functions
+from tvlens.console import progress_bar, say, with_interval
+from tvlens.errors import TvlensError
+from tvlens.evaluation.likeness import likeness
+from tvlens.evaluation.methods import evaluate
+from tvlens.runs.run import Run
+from tvlens.runs.tables import write_tables
+from tvlens.studies import stages
+from tvlens.studies.regression import RegressionSettings, regression_plans
+from tvlens.studies.study import Study, study_all
+from tvlens.studies.summary import REGRESSION_LABELS, TEXT_LABELS
+from tvlens.studies.text import TextPlan, TextSettings, text_plans
+from tvlens.tasks.base import PromptKind
+from tvlens.vectors.catalogue import methods_named
+from tvlens.vectors.choice import ranked
+from tvlens.vectors.fv import function_vector
+from tvlens.vectors.ltv.sample import read_fit_prompts
+from tvlens.vectors.sparse import DEFAULT_SCHEDULE, sparse_path
+from tvlens.vectors.vector import Vector
+
+TASKS = "present-past,singular-plural,country-nationality,verb-gerund,capitalize-word"
+TASKS += ",country-capital"
+FUNCTIONS = "linear,sparse-linear,relu"
+KS = (1, 2, 3, 5, 10, 20, 50, 100)
+KINDS: tuple[PromptKind, ...] = ("zero", "shuffled")
+METRICS = {
+    "accuracy": "accuracy",
+    "exact_match": "exact match",
+    "cross_entropy": "cross-entropy",
+    "d_ntp": "d_NTP",
+    "d_ntp_labels": "d_NTP, labels",
+}
+LOWER = ("cross_entropy", "d_ntp", "d_ntp_labels")
+SMOKE_TEXT: dict[str, Any] = {"n_means": 30, "n_mediation": 8, "n_test": 12}
+
+
+def main(
+    preset: Literal["smoke", "small"] = "small",
+    tasks: options.TasksOption = TASKS,
+    functions: str = FUNCTIONS,
+    out: options.OutOption = Path("runs/rivals"),
+    data: options.DataOption = None,
+    model: options.ModelOption = "smollm2-135m",
+    seed: options.SeedOption = 0,
+) -> None:
+    """Every method on text tasks and on function classes, and the tables that say what beats what."""
+    smoke = preset == "smoke"
+    every = methods_named("all")
+    if tasks:
+        chosen = options.read_tasks(
+            ",".join(tasks.split(",")[:1]) if smoke else tasks, data, "error"
+        )
+        settings = TextSettings(
+            seed=seed,
+            ltv=options.fit_settings("default", None, TextSettings.shots),
+            ltv_seeds=1,
+            control_draws=1,
+            methods=every,
+        )
+        if smoke:
+            ltv = replace(settings.ltv, steps=20, n_prompts=40, n_validation=8)
+            settings = replace(settings, ltv=ltv, **SMOKE_TEXT)
+        lens = options.load_lens(model, "bridge")
+        plans = text_plans(lens, chosen, settings)
+        with options.open_run(out / "text", "study text", lens, chosen, settings) as run:
+            found = study_all(plans, run, say=say)
+            text_tables(out, plans, found, run)
+            heads_needed(out, plans, found, run, KS[:3] if smoke else KS)
+    if functions:
+        models, digests = read_functions(functions.split(",")[0] if smoke else functions, "bridge")
+        points = RegressionSettings(
+            seed=seed, ltv_seeds=1, control_draws=1, shifts=("none",), methods=every
+        )
+        if smoke:
+            ltv = replace(points.ltv, steps=20, n_prompts=128, n_validation=64)
+            points = replace(points, ltv=ltv, n_test=32, n_means=64, n_mediation=16)
+        config = {"functions": list(models), "backend": "bridge", "settings": asdict(points)}
+        folder, seeds = out / "regression", {"seed": seed}
+        with Run.open(folder, "study regression", config, data=digests, seeds=seeds) as run:
+            study_all(regression_plans(models, points), run, say=say)
+        regression_table(out)
+
+
+def text_tables(out: Path, plans: dict[str, TextPlan], found: dict[str, Study], run: Run) -> None:
+    """Text methods by task and over tasks, with distances to in-context learning."""
+    frames, states = [pd.concat([each.results for each in found.values()])], []
+    for name, plan in plans.items():
+        for kind in KINDS:
+
+            def compute(
+                plan: TextPlan = plan, kind: PromptKind = kind, study: Study = found[name]
+            ) -> dict[str, Any]:
+                s = plan.settings
+                n = s.n_test or len(plan.task.split("test"))
+                with progress_bar(f"{plan.task.name}: likeness, {kind}", 2 * n) as advance:
+                    like = likeness(
+                        plan.lens,
+                        plan.task,
+                        study.methods,
+                        kind=kind,
+                        shots=s.shots,
+                        n=s.n_test,
+                        seed=s.seed,
+                        progress=advance,
+                    )
+                return {"table": like.to_frame(seed=s.seed), "states": like.projection()}
+
+            kept = run.step(f"{name}/likeness-{kind}", compute)
+            frames.append(kept["table"])
+            states.append(kept["states"].assign(kind=kind))
+    table = pd.concat(frames, ignore_index=True)
+    run.write_table("text_tasks", table)
+    run.write_table("states", pd.concat(states, ignore_index=True))
+    print(write_tables(out, "text", *over_tasks(table)))
+    for metric in ("accuracy", "exact_match", "d_ntp"):
+        run.write_figure(f"rivals-{metric}", figures.method_means(table, metric=metric))
+    for name in plans:
+        shown = pd.concat(states, ignore_index=True)
+        shown = shown[(shown["task"] == name) & (shown["kind"] == "zero")]
+        run.write_figure(f"states-{name}", figures.state_map(shown))
+
+
+def over_tasks(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A row for each method and kind of prompts: means over tasks, and how it fares against LTV."""
+    rows = []
+    for kind in KINDS:
+        part = table[(table["prompt"] == kind) | (table["method"] == "icl")]
+        for method, label in TEXT_LABELS.items():
+            own = part[part["method"] == method]
+            if not len(own):
+                continue
+            row: dict[str, Any] = {"prompts": kind, "method": label}
+            for metric, name in METRICS.items():
+                values = own.loc[own["metric"] == metric, "value"]
+                row[name] = float(values.mean()) if len(values) else float("nan")
+            row |= against(part, method, "ltv", "accuracy")
+            rows.append(row)
+    numbers = pd.DataFrame(rows)
+    shown = numbers.map(lambda x: ("" if pd.isna(x) else f"{x:.2f}") if isinstance(x, float) else x)
+    return numbers, shown
+
+
+def against(part: pd.DataFrame, method: str, other: str, metric: str) -> dict[str, str]:
+    """On how many tasks a method is better and worse than another, intervals apart."""
+    rows = part[part["metric"] == metric]
+    own, rival = (rows[rows["method"] == name].set_index("task") for name in (method, other))
+    if method == other or not len(own) or not len(rival):
+        return {"better than LTV": "", "worse than LTV": ""}
+    better = int((own["ci_low"] > rival["ci_high"]).sum())
+    worse = int((own["ci_high"] < rival["ci_low"]).sum())
+    return {
+        "better than LTV": f"{better} of {len(own)}",
+        "worse than LTV": f"{worse} of {len(own)}",
+    }
+
+
+def heads_needed(
+    out: Path, plans: dict[str, TextPlan], found: dict[str, Study], run: Run, ks: tuple[int, ...]
+) -> None:
+    """Zero-shot accuracy of a sparse LTV and of the best function vector of as many heads."""
+    frames = []
+    for name, plan in plans.items():
+
+        def compute(plan: TextPlan = plan, study: Study = found[name]) -> dict[str, Any]:
+            return {"table": _by_heads(plan, study, run, ks)}
+
+        frames.append(run.step(f"{name}/heads-needed", compute)["table"])
+    table = pd.concat(frames, ignore_index=True)
+    run.write_table("heads_needed", table)
+    run.write_figure("heads-needed", figures.heads_needed(table))
+    rows = table[(table["prompt"] == "zero") & (table["metric"] == "accuracy")].copy()
+    rows["text"] = [with_interval(r.value, r.ci_low, r.ci_high) for r in rows.itertuples()]
+    shown = rows.pivot(index=["task", "method"], columns="k", values="text").reset_index()
+    print(write_tables(out, "heads_needed", table, shown.fillna("")))
+
+
+def _by_heads(plan: TextPlan, study: Study, run: Run, ks: tuple[int, ...]) -> pd.DataFrame:
+    s, lens, task = plan.settings, plan.lens, plan.task
+    means = stages.head_means(plan, run)
+    effects = stages.mediate(plan, run, means, plan.views[0])
+    (ltv,) = [ltv for (_, _, seed), ltv in study.ltvs.items() if seed == s.seed]
+    fitting = [k for k in ks if k < means.n_heads]
+    read = read_fit_prompts(lens, task, s.ltv, s.seed)
+    with progress_bar(f"{task.name}: sparse path", s.ltv.steps) as advance:
+        schedule = replace(DEFAULT_SCHEDULE, steps=s.ltv.steps)
+        path = sparse_path(
+            lens, ltv, read, ks=fitting, schedule=schedule, seed=s.seed, progress=advance
+        )
+    vectors: dict[str, Vector] = {
+        f"LTV {k}": vector for k, (_, vector) in zip(fitting, path, strict=True)
+    }
+    vectors[f"LTV {means.n_heads}"] = ltv
+    validation = {"zero": plan.validation()["zero"]}
+    for k in fitting:
+        tried = [
+            (
+                {"layer": layer, "scale": scale},
+                function_vector(means, effects.top(k), layer=layer, scale=scale),
+            )
+            for layer in range(lens.n_layer)
+            for scale in s.scales
+        ]
+        order, _ = ranked(lens, tried, validation)
+        vectors[f"FV {k}"] = tried[order["zero"][0]][1]
+    table = evaluate(
+        lens,
+        task,
+        vectors,
+        kinds=("zero",),
+        shots=s.shots,
+        n=s.n_test,
+        seed=s.seed,
+        exact_match=False,
+    )
+    table = table[table["method"] != "none"]
+    names = table["method"].str.split(" ", expand=True)
+    return table.assign(method=names[0], k=names[1].astype(int))
+
+
+def regression_table(out: Path) -> None:
+    """Errors of every method at T_train, 1.5 and 2.5 times as many points."""
+    results = pd.read_csv(out / "regression" / "results.csv")
+    trained = pd.read_csv(out / "regression" / "models.csv").set_index("functions")["train_points"]
+    clean = results[(results["prompt"] == "clean") & (results["metric"] == "squared_error")]
+    numbers, texts = [], []
+    for functions, part in clean.groupby("functions", sort=False):
+        longest = int(part["points"].max())
+        asked = {
+            f"{times:g} T": min(longest, round(times * trained[functions]))
+            for times in (1, 1.5, 2.5)
+        }
+        cells = part.set_index(["method", "points"])[["value", "ci_low", "ci_high"]]
+        for method, label in REGRESSION_LABELS.items():
+            if (method, longest) not in cells.index:
+                continue
+            row: dict[str, Any] = {"functions": functions, "method": label}
+            text = dict(row)
+            for name, points in asked.items():
+                value, low, high = cells.loc[(method, points)]
+                row[name], text[name] = value, with_interval(value, low, high, digits=3)
+                if method != "ltv_class":
+                    rival = cells.loc[("ltv_class", points)]
+                    text[name] += " +" if high < rival["ci_low"] else ""
+            numbers.append(row)
+            texts.append(text)
+    print("+: below the LTV of the class, intervals apart\n")
+    print(write_tables(out, "regression", pd.DataFrame(numbers), pd.DataFrame(texts)))
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except TvlensError as error:
+        sys.exit(f"error: {error}")

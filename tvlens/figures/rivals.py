@@ -1,0 +1,162 @@
+"""Figures of many methods at once: what they do over tasks, which states they make, how many heads
+they need.
+"""
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from pandas import DataFrame
+
+from tvlens.errors import UnknownNameError
+from tvlens.figures.style import BLUE, GREY, ORANGE, PALE, PALETTE, STYLE, require_columns
+from tvlens.vectors.catalogue import BASELINES, METHODS, Look
+
+_PROMPTS = {"zero": "zero-shot prompts", "shuffled": "shuffled-label prompts"}
+_METRICS = {
+    "accuracy": "first-token accuracy",
+    "exact_match": "exact match",
+    "cross_entropy": "cross-entropy (nats)",
+    "d_ntp": "distance to in-context next-token distribution (nats)",
+}
+_LOWER = ("cross_entropy", "d_ntp", "d_ntp_labels")
+
+
+@rc_context(STYLE)
+def method_means(results: DataFrame, *, metric: str = "accuracy") -> Figure:
+    """Every method's mean over tasks, with a small dot for each task; one panel a kind of prompts.
+
+    Methods are sorted by their mean on the first panel. The upright line is in-context learning on
+    clean prompts, where the metric has it.
+
+    Args:
+        results: columns `task, method, prompt, metric, value`.
+        metric: which of the metrics to draw.
+
+    Raises:
+        UnknownNameError: a column is missing, or no row has this metric on zero-shot or
+            shuffled-label prompts.
+    """
+    require_columns(results, "results", "task", "method", "prompt", "metric", "value")
+    rows = results[results["metric"] == metric]
+    prompts = [prompt for prompt in _PROMPTS if (rows["prompt"] == prompt).any()]
+    if not prompts:
+        known = sorted(map(str, results["metric"].unique()))
+        raise UnknownNameError(
+            f"results hold no {metric!r} on {' or '.join(_PROMPTS)} prompts; metrics there: {known}"
+        )
+    looks = _looks()
+    means = rows[rows["prompt"] == prompts[0]].groupby("method")["value"].mean()
+    order = [m for m in means.sort_values(ascending=metric not in _LOWER).index if m != "icl"]
+    figure = Figure(figsize=(6.8, 0.9 + 0.21 * len(order)), layout="constrained")
+    panels = figure.subplots(1, len(prompts), sharex=True, sharey=True, squeeze=False)[0]
+    icl = rows.loc[(rows["method"] == "icl") & (rows["prompt"] == "clean"), "value"]
+    for axes, prompt in zip(panels, prompts, strict=True):
+        part = rows[rows["prompt"] == prompt]
+        if len(icl):
+            axes.axvline(float(icl.mean()), color="black", lw=0.9)
+        for y, method in enumerate(order):
+            look = looks.get(method, Look(method, "black"))
+            values = part.loc[part["method"] == method, "value"].to_numpy(dtype=float)
+            if not len(values):
+                continue
+            colour = PALETTE[look.colour]
+            axes.plot([values.min(), values.max()], [y, y], color=colour, lw=0.8, alpha=0.45)
+            axes.plot(values, np.full(len(values), y), ".", color=colour, ms=3, alpha=0.45)
+            axes.plot(values.mean(), y, look.marker, color=colour, ms=5)
+        axes.set(title=_PROMPTS[prompt], xlabel=_METRICS.get(metric, metric))
+        axes.set_yticks(range(len(order)), [looks.get(m, Look(m, "black")).label for m in order])
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x")
+    if len(icl):
+        panels[0].text(
+            float(icl.mean()),
+            len(order) - 0.4,
+            "in context",
+            ha="center",
+            va="bottom",
+            fontsize=6.5,
+        )
+    return figure
+
+
+def _looks() -> dict[str, Look]:
+    return {"none": BASELINES["none"]} | {method.name: method.look for method in METHODS}
+
+
+@rc_context(STYLE)
+def state_map(
+    states: DataFrame, *, methods: tuple[str, ...] = ("ltv", "fv_layer", "hendel")
+) -> Figure:
+    """Last hidden states of prompts on two principal components, one panel a method.
+
+    Grey are the prompts as they are, black clean ones that ask the same, coloured the method's.
+
+    Args:
+        states: columns `method, prompt, first, second` of one task, `Likeness.projection`.
+        methods: whose panels are drawn, those that are there.
+
+    Raises:
+        UnknownNameError: a column is missing, or none of the methods is there.
+    """
+    require_columns(states, "states", "method", "prompt", "first", "second")
+    shown = [name for name in methods if (states["method"] == name).any()]
+    if not shown:
+        raise UnknownNameError(
+            f"the states hold none of {', '.join(methods)}; methods there: "
+            f"{sorted(map(str, states['method'].unique()))}"
+        )
+    looks = _looks()
+    figure = Figure(figsize=(1.1 + 1.9 * len(shown), 2.35), layout="constrained")
+    panels = figure.subplots(1, len(shown), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, name in zip(panels, shown, strict=True):
+        for method, colour, marker, label in (
+            ("none", GREY, "x", "no vector"),
+            ("icl", "black", "+", "in context"),
+            (name, PALETTE[looks[name].colour], looks[name].marker, looks[name].label),
+        ):
+            part = states[states["method"] == method]
+            axes.plot(
+                part["first"], part["second"], marker, color=colour, ms=3, mew=0.8, label=label
+            )
+        axes.set_title(looks[name].label)
+        axes.set_xlabel("first component")
+        axes.grid(color=PALE)
+    panels[0].set_ylabel("second component")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles[:2], labels[:2], loc="outside lower center", ncols=2)
+    return figure
+
+
+@rc_context(STYLE)
+def heads_needed(table: DataFrame, *, metric: str = "accuracy") -> Figure:
+    """Accuracy against number of heads, of sparse LTVs and of function vectors; a panel a task.
+
+    Args:
+        table: columns `task, method, k, prompt, metric, value, ci_low, ci_high`; methods LTV, FV
+            and icl.
+        metric: which of the metrics to draw.
+
+    Raises:
+        UnknownNameError: a column is missing.
+    """
+    require_columns(table, "heads needed", "task", "method", "k", "metric", "value", "ci_low")
+    rows = table[table["metric"] == metric]
+    tasks = list(dict.fromkeys(rows["task"]))
+    n_columns = min(3, len(tasks))
+    n_rows = -(-len(tasks) // n_columns)
+    figure = Figure(figsize=(1.0 + 2.0 * n_columns, 0.5 + 1.55 * n_rows), layout="constrained")
+    grid = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
+    for axes, task in zip(grid.flat, tasks, strict=False):
+        for method, colour, marker in (("LTV", BLUE, "o"), ("FV", ORANGE, "^")):
+            part = rows[(rows["task"] == task) & (rows["method"] == method)].sort_values("k")
+            axes.fill_between(part["k"], part["ci_low"], part["ci_high"], color=colour, alpha=0.15)
+            axes.plot(part["k"], part["value"], marker=marker, color=colour, ms=3, label=method)
+        axes.set(title=str(task), xscale="log")
+        axes.grid()
+    for axes in grid.flat[len(tasks) :]:
+        axes.set_axis_off()
+    figure.supxlabel("heads")
+    figure.supylabel(_METRICS.get(metric, metric))
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    return figure
