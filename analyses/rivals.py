@@ -72,13 +72,11 @@ def main(
     model: options.ModelOption = "smollm2-135m",
     seed: options.SeedOption = 0,
 ) -> None:
-    """Every method on text tasks and on function classes, and the tables that say what beats what."""
+    """Every method on text tasks and on function classes, and tables of what beats what."""
     smoke = preset == "smoke"
     every = methods_named("all")
     if tasks:
-        chosen = options.read_tasks(
-            ",".join(tasks.split(",")[:1]) if smoke else tasks, data, "error"
-        )
+        chosen = options.read_tasks(tasks.split(",")[0] if smoke else tasks, data, "error")
         settings = TextSettings(
             seed=seed,
             ltv=options.fit_settings("default", None, TextSettings.shots),
