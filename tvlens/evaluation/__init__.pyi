@@ -7,6 +7,8 @@ from .curves import prompt_sets as prompt_sets
 from .curves import truncation_errors as truncation_errors
 from .generation import generate as generate
 from .generation import generate_tokens as generate_tokens
+from .likeness import Likeness as Likeness
+from .likeness import likeness as likeness
 from .methods import Measured as Measured
 from .methods import evaluate as evaluate
 from .methods import evaluate_prompts as evaluate_prompts

@@ -8,6 +8,7 @@ from .patching import role_maps as role_maps
 from .rivals import heads_needed as heads_needed
 from .rivals import method_means as method_means
 from .rivals import state_map as state_map
+from .rivals import transfer_grid as transfer_grid
 from .scores import head_maps as head_maps
 from .scores import layer_profiles as layer_profiles
 from .scores import overlap_curve as overlap_curve

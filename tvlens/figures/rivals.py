@@ -160,3 +160,36 @@ def heads_needed(table: DataFrame, *, metric: str = "accuracy") -> Figure:
     handles, labels = grid.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2)
     return figure
+
+
+@rc_context(STYLE)
+def transfer_grid(table: DataFrame, *, across: str = "task") -> Figure:
+    """Accuracy of vectors where they were not learned: a grid with its numbers in it.
+
+    Args:
+        table: columns `learned_on, value` and the one named by `across`, one row a cell.
+        across: column along the axis, "task" or "layout".
+
+    Raises:
+        UnknownNameError: a column is missing.
+    """
+    require_columns(table, "transfer", "learned_on", "value", across)
+    grid = table.pivot(index="learned_on", columns=across, values="value")
+    rows = list(dict.fromkeys(table["learned_on"]))
+    columns = list(dict.fromkeys(table[across]))
+    grid = grid.loc[rows, columns]
+    size = 1.9 + 0.42 * len(columns), 1.2 + 0.3 * len(rows)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(grid.to_numpy(), cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    for y, x in np.ndindex(grid.shape):
+        value = float(grid.iloc[y, x])
+        if not np.isnan(value):
+            colour = "white" if value < 0.55 else "black"
+            axes.text(x, y, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=6.5)
+    axes.set_xticks(range(len(columns)), columns, rotation=35, ha="right")
+    axes.set_yticks(range(len(rows)), rows)
+    axes.tick_params(length=0)
+    axes.set(xlabel=f"asked {'of' if across == 'task' else 'in'}", ylabel="learned on")
+    figure.colorbar(image, ax=axes, label="accuracy", shrink=0.9)
+    return figure
