@@ -13,8 +13,8 @@ from tvlens.lens.lens import Lens
 from tvlens.tasks.base import PromptSet
 from tvlens.vectors.vector import TaskVector, Vector, edits_of
 
-Positions = Literal["first", "all"] | range | None
-"""Where a vector acts while tokens are generated; None for where it says."""
+Positions = Literal["own", "first", "all"] | range
+"""Where a vector acts while tokens are generated."""
 
 
 def generate(
@@ -23,7 +23,7 @@ def generate(
     vector: Vector | None = None,
     *,
     n_tokens: int = 16,
-    positions: Positions = None,
+    positions: Positions = "own",
     progress: Callable[[int], None] | None = None,
 ) -> list[str]:
     """Greedy continuations of prompts under a vector, up to the first token that ends a text.
@@ -36,9 +36,9 @@ def generate(
         prompts: what it is asked.
         vector: what is added; None for the model as it is.
         n_tokens: tokens at most.
-        positions: where it is added: "first" at the query position alone; "all" there and at every
-            new position; a range of them, counted from the query position, which is 0. By default
-            where the vector says, as it was trained and is evaluated.
+        positions: where it is added: at its "own" positions, as it was trained and is evaluated;
+            "first" at the query position alone; "all" there and at every new position; a range of
+            them, counted from the query position, which is 0.
         progress: called with the number of prompts finished.
 
     Raises:
@@ -63,7 +63,7 @@ def generate_tokens(
     vector: Vector | None = None,
     *,
     n_tokens: int = 16,
-    positions: Positions = None,
+    positions: Positions = "own",
     progress: Callable[[int], None] | None = None,
 ) -> Int[Tensor, "prompt n_tokens"]:
     """As `generate`, in tokens, all of them.
@@ -94,7 +94,7 @@ def generate_tokens(
 
 
 def _steps(positions: Any, n_tokens: int) -> range | None:
-    if positions is None:
+    if positions == "own":
         return None
     if positions == "first":
         return range(1)
@@ -103,6 +103,6 @@ def _steps(positions: Any, n_tokens: int) -> range | None:
     if isinstance(positions, range) and all(step >= 0 for step in positions):
         return positions
     raise UnknownNameError(
-        f"unknown positions {positions!r}; expected 'first', 'all', or a range counted from the "
-        "query position, which is 0"
+        f"unknown positions {positions!r}; expected 'first', 'all', 'own' or a range, counted from "
+        "the query position, which is 0"
     )
