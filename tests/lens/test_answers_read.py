@@ -121,6 +121,11 @@ def test_other_prompts_of_a_batch_make_no_difference(backend):
     some = joined.rows(order)
     assert zoo.off(WholeAnswer().loss(engine.run(some, edit), some.batch), alone[order]) < 1e-4
     assert torch.equal(some.z, joined.z[order])
+    # Answers that are left out take their columns with them.
+    assert (joined.batch.n_read, some.batch.n_read) == (4, 3)
+    assert some.batch.inputs.shape == some.position.shape == (2, 9)
+    assert {x.shape[1] for x in (*some.residual, *some.heads)} == {3}
+    assert torch.equal(joined.batch[1:2].inputs, joined.batch.inputs[1:2, :8])
 
 
 def test_log_probabilities_are_those_of_one_step_after_the_other(backend):

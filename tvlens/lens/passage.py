@@ -50,18 +50,21 @@ class Passage(Reading):
         return self.factors
 
     def rows(self, index: slice | Int[Tensor, " chosen"]) -> "Passage":
+        batch = self.batch.take(index)
+        width = batch.inputs.shape[1]
+
         def chosen(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return tuple(
                 t[index if isinstance(index, slice) else index.to(t.device)] for t in tensors
             )
 
         return Passage(
-            self.batch.take(index),
-            chosen(self.keys),
-            chosen(self.values),
-            self.position[index],
-            chosen(self.residual),
-            chosen(self.heads),
+            batch,
+            chosen(tuple(keys[:, :, :width] for keys in self.keys)),
+            chosen(tuple(values[:, :, :width] for values in self.values)),
+            self.position[index, :width],
+            chosen(tuple(x[:, : width - self.start] for x in self.residual)),
+            chosen(tuple(z[:, : width - self.start] for z in self.heads)),
             None if self.factors is None else self.factors[index],
             self.start,
         )

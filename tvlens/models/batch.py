@@ -44,7 +44,7 @@ class Batch:
 
     def __getitem__(self, rows: slice) -> "Batch":
         shared = 1 if self.whole_prompts(rows) is None else self.shared
-        return self._map(lambda tensor: tensor[rows], self.answers[rows], shared)
+        return self._map(lambda tensor: tensor[rows], self.answers[rows], shared)._narrowed()
 
     def whole_prompts(self, rows: slice) -> slice | None:
         """Which of the prompts that rows share `rows` holds all rows of; None if it cuts one."""
@@ -100,7 +100,16 @@ class Batch:
         if isinstance(index, slice):
             return self[index]
         answers = tuple(self.answers[i] for i in index.tolist())
-        return self._map(lambda tensor: tensor[index], answers)
+        return self._map(lambda tensor: tensor[index], answers)._narrowed()
+
+    def _narrowed(self) -> "Batch":
+        """The prompts without the columns behind them off which none is read."""
+        if self.following is None:
+            return self
+        n = int((self.following >= 0).any(dim=0).sum())
+        width = self.inputs.shape[1] - self.n_read + n
+        inputs, mask = self.inputs[:, :width], self.mask[:, :width]
+        return replace(self, inputs=inputs, mask=mask, following=self.following[:, :n])
 
     @classmethod
     def join(cls, parts: Sequence["Batch"]) -> "Batch":
