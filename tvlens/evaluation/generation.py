@@ -9,12 +9,11 @@ from torch import Tensor
 
 from tvlens.errors import ModelError, ShapeError, UnknownNameError
 from tvlens.evaluation.answers import texts_of
-from tvlens.lens.engine import FIRST
 from tvlens.lens.lens import Lens
 from tvlens.tasks.base import PromptSet
 from tvlens.vectors.vector import TaskVector, Vector, edits_of
 
-Positions = Literal["first", "all"] | range
+Positions = Literal["own", "first", "all"] | range
 """Where a vector acts while tokens are generated."""
 
 
@@ -24,7 +23,7 @@ def generate(
     vector: Vector | None = None,
     *,
     n_tokens: int = 16,
-    positions: Positions = "first",
+    positions: Positions = "own",
     progress: Callable[[int], None] | None = None,
 ) -> list[str]:
     """Greedy continuations of prompts under a vector, up to the first token that ends a text.
@@ -37,9 +36,9 @@ def generate(
         prompts: what it is asked.
         vector: what is added; None for the model as it is.
         n_tokens: tokens at most.
-        positions: where it is added: "first" at the query position alone, as vectors are trained
-            and evaluated; "all" there and at every new position; a range of them, counted from the
-            query position, which is 0.
+        positions: where it is added: at its "own" positions, as it was trained and is evaluated;
+            "first" at the query position alone; "all" there and at every new position; a range of
+            them, counted from the query position, which is 0.
         progress: called with the number of prompts finished.
 
     Raises:
@@ -64,7 +63,7 @@ def generate_tokens(
     vector: Vector | None = None,
     *,
     n_tokens: int = 16,
-    positions: Positions = "first",
+    positions: Positions = "own",
     progress: Callable[[int], None] | None = None,
 ) -> Int[Tensor, "prompt n_tokens"]:
     """As `generate`, in tokens, all of them.
@@ -94,14 +93,16 @@ def generate_tokens(
     return torch.cat(found)
 
 
-def _steps(positions: Any, n_tokens: int) -> range:
+def _steps(positions: Any, n_tokens: int) -> range | None:
+    if positions == "own":
+        return None
     if positions == "first":
-        return FIRST
+        return range(1)
     if positions == "all":
         return range(n_tokens)
     if isinstance(positions, range) and all(step >= 0 for step in positions):
         return positions
     raise UnknownNameError(
-        f"unknown positions {positions!r}; expected 'first', 'all', or a range counted from the "
-        "query position, which is 0"
+        f"unknown positions {positions!r}; expected 'first', 'all', 'own' or a range, counted from "
+        "the query position, which is 0"
     )

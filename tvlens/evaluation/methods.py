@@ -175,7 +175,8 @@ def evaluate_prompts(
         ShapeError: a vector does not fit the model.
         TaskError: a method is made for each prompt, and the prompts have no donors.
     """
-    exact_match = lens.readout.has_text if exact_match is None else exact_match
+    if exact_match is None:
+        exact_match = lens.readout.has_text and lens.readout.reads == "first"
     if exact_match and not lens.readout.has_text:
         raise ModelError(
             f"exact_match compares generated text, but {lens.name!r} answers with numbers; pass "

@@ -14,16 +14,20 @@ size 1 where the change is the same for every prompt.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Literal, TypeVar, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tvlens.errors import ShapeError
+from tvlens.errors import ShapeError, UnknownNameError
 from tvlens.lens.sites import Site
 
 E = TypeVar("E", bound="QueryEdit")
+
+ActsAt = Literal["query", "all"]
+"""Where something acts: at the query position alone, or there and at every column behind it, at
+which the tokens of an answer stand, be it given or generated."""
 
 Activation = Float[Tensor, "batch variant at *rest"]
 Tokens = Float[Tensor, "batch variant token *rest"]
@@ -63,7 +67,7 @@ class Edit(ABC):
     @property
     @abstractmethod
     def at_query_only(self) -> bool:
-        """Whether the edit acts at the query position and nowhere else."""
+        """Whether the edit acts at the query position of prompts and nowhere else in them."""
 
     @abstractmethod
     def columns(self, query: Int[Tensor, " batch"]) -> Int[Tensor, "#batch #variant at"]:
@@ -78,6 +82,14 @@ class Edit(ABC):
                 axes: `d_model`, `head d_head`, or `head key` for a pattern.
         """
         return activation
+
+    def over(self, answers: Sequence[int]) -> "Edit":
+        """The edit as it acts on prompts with answers behind them, at these columns."""
+        return self
+
+    def steps(self, n_tokens: int) -> range:
+        """At which of so many generated tokens it acts: the first is read off the query."""
+        return range(1)
 
     @abstractmethod
     def of_variants(self, index: Int[Tensor, " chosen"]) -> "Edit":
@@ -95,9 +107,11 @@ class QueryEdit(Edit):
     Attributes:
         also: further columns of the model's input, the same in every row, at which the edit acts as
             at the query.
+        positions: whether it acts at answers behind the query as well.
     """
 
     also: tuple[int, ...] = ()
+    positions: ActsAt = "query"
 
     @property
     def at_query_only(self) -> bool:
@@ -112,6 +126,12 @@ class QueryEdit(Edit):
             )
         also = torch.tensor(self.also, dtype=query.dtype, device=query.device)
         return torch.cat([query[:, None], also.expand(len(query), -1)], dim=1)[:, None]
+
+    def over(self: E, answers: Sequence[int]) -> E:
+        return self.and_at(answers) if self.positions == "all" else self
+
+    def steps(self, n_tokens: int) -> range:
+        return range(n_tokens if self.positions == "all" else 1)
 
     def and_at(self: E, columns: Sequence[int]) -> E:
         """The same edit, acting at these columns too."""
@@ -320,6 +340,19 @@ class AddHeads(_AtBlockOutput):
         if self.outputs.shape[0] == 1:
             return self
         return replace(self, outputs=self.outputs[start:stop])
+
+
+def require_positions(what: str, positions: str) -> None:
+    """Refuse words for where something acts that mean nothing.
+
+    Raises:
+        UnknownNameError: it is neither "query" nor "all".
+    """
+    if positions not in get_args(ActsAt):
+        raise UnknownNameError(
+            f"{what}: unknown positions {positions!r}; expected 'query', or 'all' for the query "
+            "and every position of the answer behind it"
+        )
 
 
 def act_on(edit: Edit, site: Site, tokens: Tokens, index: Index) -> Tokens:

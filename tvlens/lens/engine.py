@@ -42,9 +42,6 @@ class Reading(ABC):
 
 R = TypeVar("R", bound=Reading)
 
-FIRST = range(1)
-"""The query position alone, of all positions that tokens are read off."""
-
 
 class Engine(ABC, Generic[R]):
     """Runs a model on prompts that are edited, and reads it at their query positions.
@@ -96,12 +93,15 @@ class Engine(ABC, Generic[R]):
         """The readings of several groups of prompts as one."""
 
     @abstractmethod
-    def run(self, reading: R, edit: Edit) -> Float[Tensor, "batch variant d_vocab"]:
-        """Logits at the query position under every variant, differentiable in the edit's values."""
+    def run(self, reading: R, edit: Edit) -> Float[Tensor, "batch variant *read d_vocab"]:
+        """Logits at the query position under every variant, differentiable in the edit's values.
+
+        Of whole answers, those of every column that a token of the answer or its end is read off.
+        """
 
     @abstractmethod
     def generate(
-        self, reading: R, edit: Edit, n_tokens: int, steps: range = FIRST
+        self, reading: R, edit: Edit, n_tokens: int, steps: range | None = None
     ) -> Int[Tensor, "batch variant n_tokens"]:
         """Greedy continuation of every prompt.
 
@@ -110,7 +110,7 @@ class Engine(ABC, Generic[R]):
             edit: what is changed.
             n_tokens: how many tokens are generated.
             steps: at which of them: 0 is the query position, which the first token is read off, 1
-                the first token's own position, and so on.
+                the first token's own position, and so on; by default where the edit acts.
 
         Raises:
             ShapeError: something follows the query position of a prompt.
@@ -150,12 +150,21 @@ def require_layers(edit: Edit, backend: Backend) -> None:
         )
 
 
-def require_columns(edit: Edit, columns: Int[Tensor, "batch variant at"], width: int) -> None:
-    """Refuse columns that the prompts do not have.
+def require_columns(
+    edit: Edit, columns: Int[Tensor, "batch variant at"], width: int, start: int = 0
+) -> None:
+    """Refuse columns that the prompts do not have, or that were not kept of them.
 
     Raises:
-        ShapeError: a column is beyond the last.
+        ShapeError: a column is beyond the last, or before `start`.
     """
+    before = columns[(columns >= 0) & (columns < start)]
+    if len(before):
+        raise ShapeError(
+            f"{type(edit).__name__} acts at column {int(before[0])}, but of prompts with whole "
+            f"answers only what stands from the query on, column {start}, is kept; edit there, or "
+            "ask for first tokens"
+        )
     outside = columns[(columns >= width) | (columns < -1)]
     if len(outside):
         raise ShapeError(

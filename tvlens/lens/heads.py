@@ -2,20 +2,23 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from tvlens.errors import NumericalError, ShapeError, TaskError
+from tvlens.errors import NumericalError, ShapeError, TaskError, UnknownNameError
 from tvlens.lens.edits import NoEdit
 from tvlens.lens.engine import Reading
 from tvlens.lens.lens import Lens
-from tvlens.runs.facts import integer_of, integers_of, text_of
+from tvlens.runs.facts import integer_of, integers_of, text_of, wrong
 from tvlens.runs.storage import Kept
 from tvlens.tasks.base import HasDonors, PromptSet
 from tvlens.tasks.text.prompts import Prompts, Template
+
+Where = Literal["query", "answers"]
+"""Where head outputs are looked at: at the query position, or at the tokens of the answer."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class HeadMeans(Kept):
     """Mean of every head's `hook_z` over prompts, and the mean contribution.
 
     Attributes:
-        z: mean of `hook_z` at the query position.
+        z: mean of `hook_z` at the query position, or where `at` says.
         outputs: mean contribution to the residual stream, without the output bias: `z @ W_O`, or,
             in models that scale what attention writes, the mean of every prompt's own scaled
             `z @ W_O`, which is no product of means.
@@ -33,6 +36,7 @@ class HeadMeans(Kept):
         layers: layers that have heads, where some have none; the means of others are zero.
         prompts: digest of the prompts that were offered, where they have one.
         layout: digest of their template, for text.
+        at: the positions that it is the mean over.
     """
 
     z: Float[Tensor, "layer head d_head"]
@@ -43,6 +47,7 @@ class HeadMeans(Kept):
     layers: tuple[int, ...] | None = None
     prompts: str = ""
     layout: str = ""
+    at: Where = "query"
 
     def __post_init__(self) -> None:
         both = (("z", self.z), ("outputs", self.outputs))
@@ -100,11 +105,15 @@ class HeadMeans(Kept):
         """Means and contributions; which prompts entered, how many were offered, and the model."""
         facts = {"kept": list(self.kept), "offered": self.offered, "model": self.model}
         facts |= {"layers": self.layers, "prompts": self.prompts, "layout": self.layout}
+        facts |= {} if self.at == "query" else {"at": self.at}
         return {"z": self.z, "outputs": self.outputs}, facts
 
     @classmethod
     def of_state(cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> "HeadMeans":
         """The means that have this state."""
+        at = [each for each in get_args(Where) if each == facts.get("at", "query")]
+        if not at:
+            raise wrong("at", facts["at"], "'query' or 'answers'")
         return cls(
             tensors["z"],
             tensors["outputs"],
@@ -114,6 +123,7 @@ class HeadMeans(Kept):
             None if facts.get("layers") is None else integers_of(facts, "layers"),
             text_of(facts, "prompts", ""),
             text_of(facts, "layout", ""),
+            at[0],
         )
 
     def require_fit(self, lens: Lens) -> None:
@@ -213,6 +223,7 @@ def mean_head_outputs(
     prompts: PromptSet,
     *,
     answered_only: bool = True,
+    at: Where = "query",
     progress: Callable[[int], None] | None = None,
 ) -> HeadMeans:
     """Mean head outputs at the query position over clean prompts.
@@ -223,13 +234,23 @@ def mean_head_outputs(
         lens: the model.
         prompts: clean in-context prompts of one task; Todd et al. (2024) use 100 with 10 shots.
         answered_only: keep only prompts whose first answer token the model gets right, as the
-            published protocol does. `HeadMeans.kept` says which.
+            published protocol does. `HeadMeans.kept` says which. Of a lens of whole answers, those
+            it gets wholly right.
+        at: "answers" takes them at the tokens of the answer that is shown first, put behind each
+            prompt, instead: where the model goes on with an answer, and ends it.
         progress: called with the number of prompts finished.
 
     Raises:
-        TaskError: the model answers none of the prompts.
+        TaskError: the model answers none of the prompts, or `at` asks for answers of one token that
+            nothing ends.
         NumericalError: an activation is not finite.
+        UnknownNameError: there is no such `at`.
+        ModelError: `at` asks for answers of a model that answers with a number.
     """
+    if at not in get_args(Where):
+        raise UnknownNameError(f"unknown at={at!r}; expected 'query' or 'answers'")
+    if at == "answers":
+        lens.require_text("at='answers'")
     batch = lens.encode(prompts)
     streaming, of_outputs = _StreamingMean(), _StreamingMean()
     kept: list[int] = []
@@ -242,10 +263,8 @@ def mean_head_outputs(
                 outputs = lens.engine.run(reading, unedited)
                 right = lens.readout.answered(outputs, reading.batch)[:, 0].cpu()
             answered = right.to(reading.z.device).nonzero().flatten()
-            streaming.add(reading.z[answered])
-            if reading.factor is not None:
-                for one in answered.split(1):
-                    of_outputs.add(contributions(lens, reading.rows(one)))
+            if at == "query":
+                _add(lens, reading, answered, streaming, of_outputs)
             kept += [seen + i for i in right.nonzero().flatten().tolist()]
             seen += len(reading)
             if progress is not None:
@@ -256,6 +275,8 @@ def mean_head_outputs(
             f"{prompts.shots}-shot prompts, so there is no mean over answered prompts; pass "
             "answered_only=False, or a task that the model does"
         )
+    if at == "answers":
+        _add_answers(lens, prompts, kept, streaming, of_outputs)
     mean = torch.as_tensor(streaming.mean)
     if not torch.isfinite(mean).all():
         layer, head = (~torch.isfinite(mean)).any(dim=2).nonzero()[0].tolist()
@@ -276,4 +297,36 @@ def mean_head_outputs(
         lens.backend.attention_layers,
         getattr(prompts, "digest", ""),
         prompts.template.digest if isinstance(prompts, Prompts) else "",
+        at,
     )
+
+
+def _add(
+    lens: Lens,
+    reading: Reading,
+    index: Int[Tensor, " chosen"],
+    z: _StreamingMean,
+    outputs: _StreamingMean,
+) -> None:
+    """Takes the heads of the prompts at `index` into the means, and what blocks scale by itself."""
+    z.add(reading.z[index])
+    if reading.factor is not None:
+        for one in index.split(1):
+            outputs.add(contributions(lens, reading.rows(one)))
+
+
+def _add_answers(
+    lens: Lens, prompts: Any, kept: list[int], z: _StreamingMean, outputs: _StreamingMean
+) -> None:
+    """Takes the heads at every token of these prompts' answers into the means."""
+    batch = lens.answering("whole").encode(prompts)
+    answers = batch.take(torch.tensor(kept, device=batch.query.device)).at_answers()
+    if not len(answers):
+        raise TaskError(
+            f"task {prompts.task!r}: at='answers' asked of answers of one token that nothing ends, "
+            "behind which nothing is read off; take the means at the query"
+        )
+    with lens.frozen(), torch.no_grad():
+        for reading in lens.readings(answers):
+            every = torch.arange(len(reading), device=reading.z.device)
+            _add(lens, reading, every, z, outputs)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tvlens.errors import InterventionError, ShapeError
 from tvlens.lens.edits import Edit, QueryEdit, act_on
-from tvlens.lens.engine import FIRST, Engine, Reading, require_columns, require_layers
+from tvlens.lens.engine import Engine, Reading, require_columns, require_layers
 from tvlens.lens.sites import Site, SiteKind, require_sites
 from tvlens.lens.taps import is_inert, tapped_sites, taps
 from tvlens.models.backend import Backend
@@ -249,32 +249,35 @@ class WholePassEngine(Engine[WholePrompts]):
             torch.cat(factors) if factors else None,
         )
 
-    def run(self, reading: WholePrompts, edit: Edit) -> Float[Tensor, "batch variant d_vocab"]:
+    def run(
+        self, reading: WholePrompts, edit: Edit
+    ) -> Float[Tensor, "batch variant *read d_vocab"]:
         return self.run_batch(reading.batch, edit)
 
-    def run_batch(self, batch: Batch, edit: Edit) -> Float[Tensor, "batch variant d_vocab"]:
+    def run_batch(self, batch: Batch, edit: Edit) -> Float[Tensor, "batch variant *read d_vocab"]:
         """As `run`, of prompts that were not read: their unedited heads are not asked for."""
         n = edit.n_variant
         inputs = batch.inputs.repeat_interleave(n, dim=0)
         mask = batch.mask.repeat_interleave(n, dim=0)
         self.require_sites(edit.sites)
-        with intervene(self.backend, edit, batch.query):
+        with intervene(self.backend, edit.over(batch.answer_columns), batch.query):
             logits = self.backend.forward(inputs, mask)
-        rows = torch.arange(len(inputs), device=logits.device)
-        at_query = logits[rows, batch.query.to(logits.device).repeat_interleave(n)]
-        at_query = at_query.to(inputs.device)
-        return at_query.unflatten(0, (len(batch), n))
+        rows = torch.arange(len(inputs), device=logits.device)[:, None]
+        read = batch.read_columns.to(logits.device).repeat_interleave(n, dim=0)
+        found = logits[rows, read].to(inputs.device).unflatten(0, (len(batch), n))
+        return found[:, :, 0] if batch.following is None else found
 
     def generate(
-        self, reading: WholePrompts, edit: Edit, n_tokens: int, steps: range = FIRST
+        self, reading: WholePrompts, edit: Edit, n_tokens: int, steps: range | None = None
     ) -> Int[Tensor, "batch variant n_tokens"]:
         return self.generate_batch(reading.batch, edit, n_tokens, steps)
 
     def generate_batch(
-        self, batch: Batch, edit: Edit, n_tokens: int, steps: range = FIRST
+        self, batch: Batch, edit: Edit, n_tokens: int, steps: range | None = None
     ) -> Int[Tensor, "batch variant n_tokens"]:
         """As `generate`, of prompts that were not read."""
         n = edit.n_variant
+        steps = edit.steps(n_tokens) if steps is None else steps
         batch.require_query_last()
         inputs = batch.inputs.repeat_interleave(n, dim=0)
         mask = batch.mask.repeat_interleave(n, dim=0)

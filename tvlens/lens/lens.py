@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tvlens.errors import ModelError, UnknownNameError
 from tvlens.lens.edits import Edit
 from tvlens.lens.engine import Engine, Reading
-from tvlens.lens.readout import Readout
+from tvlens.lens.readout import Answer, Readout, WholeAnswer
 from tvlens.models.backend import Backend
 from tvlens.models.batch import Batch
 from tvlens.tasks.base import PromptSet
@@ -72,7 +73,47 @@ class Lens:
             TaskError: an answer tokenises to nothing, or a prompt exceeds the context.
             ModelError: the model does not read prompts of this kind.
         """
-        return self.backend.encode(prompts, prefix=self.prefix)
+        batch = self.backend.encode(prompts, prefix=self.prefix)
+        whole = self.readout.reads == "whole"
+        return self.backend.with_answers(prompts, batch) if whole else batch
+
+    def answering(self, answer: Answer) -> "Lens":
+        """The lens that reads so much of the answers: itself, or one of whole answers.
+
+        That has prompts with their answers behind them, and every token of an answer and what ends
+        it read off the one before. What is written for a lens, such as `mean_head_outputs`,
+        `indirect_effects` and `fit_ltv`, is then about the log-probability of all that.
+
+        Args:
+            answer: "first" or "whole".
+
+        Raises:
+            UnknownNameError: it is neither.
+            ModelError: the model answers with numbers.
+        """
+        if answer not in get_args(Answer):
+            raise UnknownNameError(f"unknown answer {answer!r}; expected 'first' or 'whole'")
+        if answer == self.readout.reads:
+            return self
+        if answer == "first":
+            raise ModelError(
+                f"first tokens asked of a lens on {self.name!r} that reads whole answers; use the "
+                "lens that it was made from"
+            )
+        self.require_text("answer='whole'")
+        return replace(self, engine=self.engine.anywhere, readout=WholeAnswer())
+
+    def require_text(self, what: str) -> None:
+        """Refuse what needs answers of several tokens, of a model that answers with numbers.
+
+        Raises:
+            ModelError: the model does.
+        """
+        if not self.readout.has_text:
+            raise ModelError(
+                f"{what} asked of {self.name!r}, which answers with one number; expected a model "
+                "of text: leave it out"
+            )
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -99,19 +140,19 @@ class Lens:
         Args:
             batch: the prompts.
             engine: reads them, and is the one to run them; the lens' own by default.
-            max_prompts: most rows to a piece.
+            max_prompts: most rows to a piece, as many for each as tokens are read off it.
         """
         engine = engine or self.engine
         step = max(1, self.max_tokens // batch.inputs.shape[1])
         if max_prompts is not None:
-            step = max(1, min(step, max_prompts // batch.shared))
+            step = max(1, min(step, max_prompts // (batch.shared * batch.n_read)))
         step *= batch.shared
         for start in range(0, len(batch), step):
             yield engine.read(batch[start : start + step])
 
     def variants(self, reading: Reading, edit: Edit) -> Iterator[Edit]:
         """The edit in pieces of at most `max_rows` rows for these prompts."""
-        step = max(1, self.max_rows // len(reading))
+        step = max(1, self.max_rows // (len(reading) * reading.batch.n_read))
         for index in torch.arange(edit.n_variant).split(step):
             yield edit.of_variants(index)
 
@@ -128,7 +169,7 @@ class Lens:
         Args:
             prompts: what the model is asked.
             edit: what is changed; where it acts decides which engine runs it.
-            read: reduces outputs `[batch variant d_vocab]` to `[batch variant …]`.
+            read: reduces outputs `[batch variant … d_vocab]` to `[batch variant …]`.
             advance: called with the number of prompts finished, for progress bars.
 
         Returns:

@@ -1,6 +1,6 @@
 """What a model's output at the query position is worth: where modalities differ above the model."""
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,7 +10,10 @@ from torch.nn.functional import huber_loss
 from tvlens.errors import NumericalError, ShapeError
 from tvlens.models.batch import Batch
 
-Outputs = Float[Tensor, "batch variant d_out"]
+Outputs = Float[Tensor, "batch variant *read d_out"]
+
+Answer = Literal["first", "whole"]
+"""How much of an answer is read: its first token, or all of them and what ends it."""
 
 
 class Measure(NamedTuple):
@@ -28,10 +31,12 @@ class Readout(Protocol):
         score_name: unit of the score.
         measures: what `measure` returns, the first being the one to choose settings by.
         has_text: whether answers are text, of which more than the first token can be generated.
+        reads: how much of an answer outputs are about; of whole ones they have an axis `read`.
     """
 
     score_name: str
     has_text: bool
+    reads: Answer
     measures: tuple[Measure, ...]
 
     def loss(self, outputs: Outputs, batch: Batch) -> Float[Tensor, "batch variant"]:
@@ -56,6 +61,7 @@ class FirstToken:
 
     score_name = "probability"
     has_text = True
+    reads: Answer = "first"
     measures: tuple[Measure, ...] = (Measure("accuracy", True), Measure("cross_entropy", False))
 
     def loss(self, outputs: Outputs, batch: Batch) -> Float[Tensor, "batch variant"]:
@@ -83,6 +89,43 @@ def _beside(outputs: Outputs, column: Int[Tensor, " batch"]) -> Int[Tensor, "bat
     return column[:, None].expand(outputs.shape[:2])
 
 
+class WholeAnswer:
+    """Text: all tokens of the answer that is shown first and what ends it, each behind the last."""
+
+    score_name = "log-probability"
+    has_text = True
+    reads: Answer = "whole"
+    measures: tuple[Measure, ...] = (Measure("answer_cross_entropy", False),)
+
+    def loss(self, outputs: Outputs, batch: Batch) -> Float[Tensor, "batch variant"]:
+        """Cross-entropy of the answer and its end, summed over their tokens, in nats."""
+        following = _following(outputs, batch)
+        found = target_log_prob(outputs, following.clamp(min=0))
+        return -found.where(following >= 0, 0.0).sum(dim=-1)
+
+    def score(self, outputs: Outputs, batch: Batch) -> Float[Tensor, "batch variant"]:
+        """Log-probability of the answer and its end."""
+        return -self.loss(outputs, batch)
+
+    def measure(self, outputs: Outputs, batch: Batch) -> Float[Tensor, "batch variant measure"]:
+        """Cross-entropy of the answer and its end, in nats."""
+        return self.loss(outputs, batch)[..., None]
+
+    def answered(self, outputs: Outputs, batch: Batch) -> Bool[Tensor, "batch variant"]:
+        """Whether greedy decoding gives just these tokens."""
+        following = _following(outputs, batch)
+        return (is_top1(outputs, following.clamp(min=0)) | (following < 0)).all(dim=-1)
+
+
+def _following(outputs: Outputs, batch: Batch) -> Int[Tensor, "batch variant read"]:
+    if batch.following is None:
+        raise ShapeError(
+            "WholeAnswer: the batch has prompts without answers behind them; encode them with the "
+            "lens of whole answers, lens.answering('whole')"
+        )
+    return batch.following[:, None].expand(outputs.shape[:3])
+
+
 class SquaredError:
     """Regression: the prediction at the query's x against the function's value there.
 
@@ -92,6 +135,7 @@ class SquaredError:
 
     score_name = "reduction of squared error"
     has_text = False
+    reads: Answer = "first"
     measures: tuple[Measure, ...] = (Measure("squared_error", False),)
 
     def __init__(self, variance: float = 1.0) -> None:

@@ -26,7 +26,7 @@ from tvlens.lens.blocks import (
     write,
 )
 from tvlens.lens.edits import Edit
-from tvlens.lens.engine import FIRST, Engine, Reading
+from tvlens.lens.engine import Engine, Reading
 from tvlens.lens.sites import Site, SiteKind
 from tvlens.lens.suffix import SuffixEngine
 from tvlens.models.anatomy import Anatomy
@@ -220,9 +220,10 @@ class ReplayEngine(Engine[Prefix]):
         return self.backend.unembed(x[:, order.argsort().to(x.device)]).to(home)
 
     def generate(
-        self, reading: Prefix, edit: Edit, n_tokens: int, steps: range = FIRST
+        self, reading: Prefix, edit: Edit, n_tokens: int, steps: range | None = None
     ) -> Int[Tensor, "batch variant n_tokens"]:
         self._require_fit(edit)
+        steps = edit.steps(n_tokens) if steps is None else steps
         reading.batch.require_query_last()
         n, home, sites = edit.n_variant, self.backend.device, edit.sites
         inputs = reading.batch.inputs.repeat_interleave(n, dim=0)

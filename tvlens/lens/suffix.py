@@ -3,18 +3,17 @@
 An edit at position p of layer l changes only positions from p on, in layers from l on. A *row* is
 one variant of the columns from p to the query; it branches off the unedited run at its layer and
 attends to the prompt's stored keys and values before p and, causally, to its own. The last layer
-runs the query position only. The numbers are those of whole forward passes to float precision.
+runs the query position only, or that and the columns behind it at which the tokens of whole answers
+are read off. The numbers are those of whole forward passes to float precision.
 `tvlens.lens.replay` is the case of one column.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import pad
 
 from tvlens.lens.blocks import (
     Act,
@@ -27,8 +26,9 @@ from tvlens.lens.blocks import (
     write,
 )
 from tvlens.lens.edits import Edit, act_on, put
-from tvlens.lens.engine import FIRST, Engine, Reading, require_columns
+from tvlens.lens.engine import Engine, require_columns
 from tvlens.lens.hooks import WholePassEngine
+from tvlens.lens.passage import Passage
 from tvlens.lens.sites import SEEN_BY_LATER, SITE_KINDS, Site, SiteKind
 from tvlens.models.anatomy import Anatomy
 from tvlens.models.backend import Backend
@@ -36,54 +36,6 @@ from tvlens.models.batch import Batch
 
 # Neighbouring positions are run as suffixes of one length while that costs at most so much more.
 _WASTE = 1.15
-
-
-@dataclass(frozen=True)
-class Passage(Reading):
-    """Prompts read once, at all columns.
-
-    Attributes:
-        batch: the prompts.
-        keys: keys of every layer, ready to attend, each where the layer's block is.
-        values: values of every layer, alike.
-        position: index of every column among the real tokens of its prompt.
-        residual: unedited residual streams before each block and at the end.
-        heads: unedited `hook_z` of every layer.
-        factors: what blocks multiply the output of attention by at the query, or None.
-    """
-
-    batch: Batch
-    keys: tuple[Float[Tensor, "batch kv_head pos d_head"], ...]
-    values: tuple[Float[Tensor, "batch kv_head pos d_head"], ...]
-    position: Int[Tensor, "batch pos"]
-    residual: tuple[Float[Tensor, "batch pos d_model"], ...]
-    heads: tuple[Float[Tensor, "batch pos head d_head"], ...]
-    factors: Float[Tensor, "batch layer d_model"] | None = None
-
-    @property
-    def z(self) -> Float[Tensor, "batch layer head d_head"]:
-        rows = torch.arange(len(self), device=self.position.device)
-        return torch.stack([z[rows, self.batch.query] for z in self.heads], dim=1)
-
-    @property
-    def factor(self) -> Float[Tensor, "batch layer d_model"] | None:  # type: ignore[override]
-        return self.factors
-
-    def rows(self, index: slice | Int[Tensor, " chosen"]) -> "Passage":
-        def chosen(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return tuple(
-                t[index if isinstance(index, slice) else index.to(t.device)] for t in tensors
-            )
-
-        return Passage(
-            self.batch.take(index),
-            chosen(self.keys),
-            chosen(self.values),
-            self.position[index],
-            chosen(self.residual),
-            chosen(self.heads),
-            None if self.factors is None else self.factors[index],
-        )
 
 
 class SuffixEngine(Engine[Passage]):
@@ -127,13 +79,14 @@ class SuffixEngine(Engine[Passage]):
         mask, home = batch.mask, self.backend.device
         position = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
         rows = torch.arange(len(batch), device=home)
+        start = 0 if batch.following is None else int(batch.query[0])
         keys, values, residuals, heads, factors = [], [], [], [], []
         with torch.no_grad():
             allowed = self._allowed(mask)
             x = self.backend.embed(batch.inputs, mask)
             for layer, block in enumerate(self.anatomy.blocks):
                 keep = partial(_keep, kept, layer, home)
-                residuals.append(keep("resid_pre", x).to(home))
+                residuals.append(_from(keep("resid_pre", x).to(home), start))
                 q, k, v = project(self.anatomy, block, x, position, keep)
                 pattern = partial(keep, "pattern") if Site("pattern", layer) in kept else None
                 z = attend_all(
@@ -141,13 +94,12 @@ class SuffixEngine(Engine[Passage]):
                 )
                 keys.append(k.transpose(1, 2))
                 values.append(v.transpose(1, 2))
-                heads.append(z.to(home))
+                heads.append(_from(z.to(home), start))
                 if self.scaled:
-                    factors.append(
-                        factor(block, heads[-1][rows, batch.query].to(block.device)).to(home)
-                    )
+                    at_query = heads[-1][rows, batch.query - start]
+                    factors.append(factor(block, at_query.to(block.device)).to(home))
                 x = write(block, x, z, keep)
-            residuals.append(x.to(home))
+            residuals.append(_from(x.to(home), start))
         return Passage(
             batch,
             tuple(keys),
@@ -156,38 +108,22 @@ class SuffixEngine(Engine[Passage]):
             tuple(residuals),
             tuple(heads),
             torch.stack(factors, dim=1) if factors else None,
+            start,
         )
 
     def join(self, readings: Sequence[Passage]) -> Passage:
-        width = max(reading.position.shape[1] for reading in readings)
+        return Passage.join(readings)
 
-        def columns(tensors: list[Tensor], axis_after: int) -> Tensor:
-            after = (0, 0) * axis_after
-            widened = [pad(t, (*after, width - t.shape[-1 - axis_after], 0)) for t in tensors]
-            return torch.cat(widened)
-
-        def layers(parts: list[tuple[Tensor, ...]], axis_after: int) -> tuple[Tensor, ...]:
-            return tuple(columns([*of], axis_after) for of in zip(*parts, strict=True))
-
-        factors = [reading.factors for reading in readings if reading.factors is not None]
-        return Passage(
-            Batch.join([reading.batch for reading in readings]),
-            layers([reading.keys for reading in readings], 1),
-            layers([reading.values for reading in readings], 1),
-            columns([reading.position for reading in readings], 0),
-            layers([reading.residual for reading in readings], 1),
-            layers([reading.heads for reading in readings], 2),
-            torch.cat(factors) if factors else None,
-        )
-
-    def run(self, reading: Passage, edit: Edit) -> Float[Tensor, "batch variant d_vocab"]:
+    def run(self, reading: Passage, edit: Edit) -> Float[Tensor, "batch variant *read d_vocab"]:
         self.require_fit(edit)
-        columns = edit.columns(reading.batch.query)
+        batch = reading.batch
+        edit = edit.over(batch.answer_columns)
+        columns = edit.columns(batch.query)
         columns = columns.expand(len(reading), edit.n_variant, -1)
-        require_columns(edit, columns, reading.batch.inputs.shape[1])
-        end = int(reading.batch.query.max()) + 1
-        # What acts behind the query, or in no layer, changes nothing.
-        acts = (columns >= 0) & (columns <= reading.batch.query[:, None, None])
+        require_columns(edit, columns, batch.inputs.shape[1], reading.start)
+        end = int(batch.query.max()) + batch.n_read
+        # What acts behind the last column that is read off, or in no layer, changes nothing.
+        acts = (columns >= 0) & (columns <= batch.read_columns[:, None, -1:])
         acts = acts & (edit.first_layer < self.backend.n_layer).to(acts.device)[None, :, None]
         starts = columns.where(acts, end).amin(dim=(0, 2)).tolist()
         found, order = [], []
@@ -223,11 +159,12 @@ class SuffixEngine(Engine[Passage]):
         columns: Int[Tensor, "batch variant at"],
         start: int,
         end: int,
-    ) -> Float[Tensor, "batch variant d_vocab"]:
+    ) -> Float[Tensor, "batch variant *read d_vocab"]:
         """Logits of variants in the order of their first layers, from column `start` on."""
         home, n_layer = self.backend.device, self.backend.n_layer
         start = min(start, int(reading.batch.query.min()))
-        query = reading.batch.query[:, None, None] - start
+        kept = slice(start - reading.start, end - reading.start)
+        read = reading.batch.read_columns[:, None]
         rows = torch.arange(len(reading), device=home)[:, None, None]
         allowed = self._allowed(reading.batch.mask)
         joining = edit.first_layer.bincount(minlength=n_layer + 1).tolist()
@@ -238,30 +175,32 @@ class SuffixEngine(Engine[Passage]):
             last = layer == n_layer - 1
             n, new = x.shape[1], joining[layer]
             if seen_at_once:
-                x = _append(x, reading.residual[layer][:, start:end], new)
+                x = _append(x, reading.residual[layer][:, kept], new)
                 n, new = n + new, 0
             behind = reading.residual[layer + 1]
             if n:
                 here = bool(acting[:n, layer].any())
                 act = _Acting(edit, layer, columns[:, :n] - start, home) if here else unchanged
                 seen = allowed[block.window][:, :, start:end, :end]
-                x = self._step(reading, layer, act, x, start, seen, query if last else None)
+                x = self._step(reading, layer, act, x, start, seen, read - start if last else None)
                 x = x.to(home)
             elif last:
-                x = x[:, :, :1]
+                x = x[:, :, : read.shape[-1]]
             if new:
                 joined = edit.of_variants(torch.arange(n, n + new))
                 of = columns[:, n : n + new]
                 after = self._branch(reading, layer, joined, of, allowed[block.window])
-                clean, there = behind[:, None, start:end], of - start
+                clean, there = behind[:, None, kept], of - start
                 if last:
-                    clean = behind[rows, reading.batch.query[:, None, None]]
-                    there = torch.where(there == query, 0, -1)
+                    clean = behind[rows, read - reading.start]
+                    there = _among(of, read)
                 x = torch.cat([x, put(clean.expand(-1, new, -1, -1), there, after)], dim=1)
         if joining[-1]:
-            clean = reading.residual[-1][rows[:, :, 0], reading.batch.query[:, None]]
-            x = torch.cat([x, clean[:, None].expand(-1, joining[-1], -1, -1)], dim=1)
-        return self.backend.unembed(x[:, :, 0]).to(home)
+            clean = reading.residual[-1][rows, read - reading.start]
+            x = torch.cat([x, clean.expand(-1, joining[-1], -1, -1)], dim=1)
+        if reading.batch.following is None:
+            return self.backend.unembed(x[:, :, 0]).to(home)
+        return self.backend.unembed(x.flatten(0, 1)).unflatten(0, x.shape[:2]).to(home)
 
     def _step(
         self,
@@ -271,19 +210,19 @@ class SuffixEngine(Engine[Passage]):
         x: Float[Tensor, "batch variant suffix d_model"],
         start: int,
         allowed: Bool[Tensor, "batch 1 suffix key"],
-        query: Int[Tensor, "batch 1 1"] | None,
+        read: Int[Tensor, "batch 1 read"] | None,
     ) -> Float[Tensor, "batch variant token d_model"]:
-        """The suffixes behind one block; of a last one their query position alone."""
+        """The suffixes behind one block; of a last one the tokens that are read off alone."""
         block = self.anatomy.blocks[layer]
         x = act("resid_pre", x)
         position = reading.position[:, None, start : start + x.shape[2]]
         q, k, v = project(self.anatomy, block, x, position, act)
-        if query is not None:
+        if read is not None:
             rows = torch.arange(len(x), device=x.device)[:, None, None]
             variants = torch.arange(x.shape[1], device=x.device)[None, :, None]
-            x, q = (t[rows.to(t.device), variants.to(t.device), query.to(t.device)] for t in (x, q))
-            allowed = allowed[:, 0][rows, query]
-            act = act.only_at(query) if isinstance(act, _Acting) else act
+            x, q = (t[rows.to(t.device), variants.to(t.device), read.to(t.device)] for t in (x, q))
+            allowed = allowed[:, 0][rows.to(read.device), read]
+            act = act.only_at(read) if isinstance(act, _Acting) else act
         z = self._attend(reading, layer, q, (k, v), start, allowed, act)
         return write(block, x, z, act)
 
@@ -301,18 +240,20 @@ class SuffixEngine(Engine[Passage]):
         """
         block, home = self.anatomy.blocks[layer], self.backend.device
         rows = torch.arange(len(reading), device=home)[:, None, None]
-        at = columns.clamp(min=0)
+        # Columns that are none read anything that is there.
+        at = columns.clamp(min=reading.start)
+        kept = at - reading.start
         every = torch.arange(columns.shape[2], device=home).expand(columns.shape)
         act = _Acting(edit, layer, every.where(columns >= 0, -1), home)
         if all(site.kind == "resid_post" for site in edit.sites):
-            return act("resid_post", reading.residual[layer + 1][rows, at])
-        x = reading.residual[layer][rows, at]
+            return act("resid_post", reading.residual[layer + 1][rows, kept])
+        x = reading.residual[layer][rows, kept]
         if any(site.kind in ("q", "pattern") for site in edit.sites):
             q, _, _ = project(self.anatomy, block, x, reading.position[rows, at], act)
             seen = allowed[:, 0][rows, at]
             z = self._attend(reading, layer, q, None, seen.shape[-1], seen, act)
         else:
-            z = reading.heads[layer][rows, at].to(block.device)
+            z = reading.heads[layer][rows, kept].to(block.device)
         return write(block, x, z, act).to(home)
 
     def _attend(
@@ -341,7 +282,7 @@ class SuffixEngine(Engine[Passage]):
         return {w: causal(mask, w) for w in {block.window for block in self.anatomy.blocks}}
 
     def generate(
-        self, reading: Passage, edit: Edit, n_tokens: int, steps: range = FIRST
+        self, reading: Passage, edit: Edit, n_tokens: int, steps: range | None = None
     ) -> Int[Tensor, "batch variant n_tokens"]:
         whole = WholePassEngine(self.backend, scaled=self.scaled)
         return whole.generate_batch(reading.batch, edit, n_tokens, steps)
@@ -378,10 +319,22 @@ class _Acting:
             return activation
         return act_on(self.edit, site, activation.to(self.home), self.index).to(activation.device)
 
-    def only_at(self, token: Int[Tensor, "batch 1 1"]) -> "_Acting":
-        """The same for rows of this one token."""
-        index = torch.where(self.index == token, 0, -1)
-        return _Acting(self.edit, self.layer, index, self.home)
+    def only_at(self, tokens: Int[Tensor, "batch 1 read"]) -> "_Acting":
+        """The same for rows of these neighbouring tokens alone."""
+        return _Acting(self.edit, self.layer, _among(self.index, tokens), self.home)
+
+
+def _among(
+    index: Int[Tensor, "batch variant at"], tokens: Int[Tensor, "batch 1 read"]
+) -> Int[Tensor, "batch variant at"]:
+    """Which of these neighbouring tokens each index is, -1 for none of them."""
+    there = (index >= tokens[..., :1]) & (index <= tokens[..., -1:])
+    return torch.where(there, index - tokens[..., :1], -1)
+
+
+def _from(activation: Tensor, start: int) -> Tensor:
+    """The activation from a column on, without a hold on those before."""
+    return activation[:, start:].clone() if start else activation
 
 
 def _append(

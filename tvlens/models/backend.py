@@ -1,5 +1,6 @@
 """The one interface through which tvlens sees a TransformerLens model."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -11,10 +12,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from tvlens.errors import ModelError, ShapeError
+from tvlens.errors import ModelError, ShapeError, TaskError
 from tvlens.models.anatomy import Anatomy
 from tvlens.models.batch import Batch
-from tvlens.models.encode import encode_text, encode_tokens
+from tvlens.models.encode import encode_text, encode_tokens, ends_of_texts
 from tvlens.models.interrupts import surely
 from tvlens.models.roles import Roles, no_roles, roles_of_text
 from tvlens.tasks.text.prompts import Prompts, TokenPrompts
@@ -227,6 +228,47 @@ class Backend(ABC):
             n_ctx=self.n_ctx,
             d_vocab=self.d_vocab,
         )
+
+    def with_answers(self, prompts: Any, batch: Batch) -> Batch:
+        """Encoded prompts with their answers behind them, and what ends these: whole answers.
+
+        An answer ends where the first token of what the layout puts behind it follows; prompts that
+        are tokens have no such end.
+
+        Args:
+            prompts: the prompts.
+            batch: what `encode` makes of them.
+
+        Raises:
+            TaskError: prompts with answers are longer than the context, or an end is no token of
+                the model.
+        """
+        if isinstance(prompts, Prompts):
+            texts = [
+                text + several[0]
+                for text, several in zip(prompts.texts, prompts.continuations, strict=True)
+            ]
+            behind = [prompt.template.behind_answer for prompt in prompts]
+            ends = ends_of_texts(self.tokenizer, texts, behind)
+        else:
+            ends = [[]] * len(batch)
+        found = batch.with_answers(ends)
+        beyond = [token for end in ends for token in end if token >= self.d_vocab]
+        if beyond or found.inputs.shape[1] > self.n_ctx:
+            end = f", and an end of an answer the token {beyond[0]}" if beyond else ""
+            raise TaskError(
+                f"task {prompts.task!r}: the longest prompt and the longest answer have "
+                f"{found.inputs.shape[1]} tokens{end}; {self.name!r} has {self.n_ctx} positions, "
+                f"and tokens up to {self.d_vocab - 1}; use fewer shots or another layout, or "
+                "answer='first'"
+            )
+        if found.n_read == 1:
+            warnings.warn(
+                f"task {prompts.task!r}: every answer is one token that nothing ends, so whole "
+                "answers are first tokens; give the layout a separator for an end to be learnt",
+                stacklevel=2,
+            )
+        return found
 
     def roles(self, prompts: Any, *, prefix: Sequence[int]) -> Roles:
         """The role of every token of each prompt, those of `prefix` included, in order.

@@ -1,7 +1,7 @@
 """Prompts as a model reads them: inputs, padding, where the query is, and what should follow."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,7 +13,7 @@ from tvlens.errors import ShapeError
 
 @dataclass(frozen=True)
 class Batch:
-    """Encoded prompts, padded on the left.
+    """Encoded prompts, padded on the left; of whole answers, with these behind them.
 
     Attributes:
         inputs: token ids, or vectors for models that read numbers; padding holds a valid input
@@ -26,6 +26,9 @@ class Batch:
         answers: all tokens of every right answer, per prompt; empty for numbers.
         shared: so many neighbouring rows hold the same inputs, asked at different positions; they
             are read once.
+        following: tokens that should follow the query, which is then at one column in all prompts,
+            and each column behind it: those of the answer and its end; -1 where there are no more.
+            None where only the first is asked for.
     """
 
     inputs: Int[Tensor, "batch pos"] | Float[Tensor, "batch pos n_dims"]
@@ -34,13 +37,14 @@ class Batch:
     target: Int[Tensor, " batch"] | Float[Tensor, " batch"]
     answers: tuple[tuple[tuple[int, ...], ...], ...]
     shared: int = 1
+    following: Int[Tensor, "batch read"] | None = None
 
     def __len__(self) -> int:
         return self.inputs.shape[0]
 
     def __getitem__(self, rows: slice) -> "Batch":
         shared = 1 if self.whole_prompts(rows) is None else self.shared
-        return self._map(lambda tensor: tensor[rows], self.answers[rows], shared)
+        return self._map(lambda tensor: tensor[rows], self.answers[rows], shared)._narrowed()
 
     def whole_prompts(self, rows: slice) -> slice | None:
         """Which of the prompts that rows share `rows` holds all rows of; None if it cuts one."""
@@ -53,6 +57,22 @@ class Batch:
     def prompt_of_row(self) -> Int[Tensor, " batch"]:
         """Number of the prompt behind every row, counting prompts that rows share once."""
         return torch.arange(len(self), device=self.inputs.device) // self.shared
+
+    @property
+    def n_read(self) -> int:
+        """At how many columns of each prompt tokens are read off, from the query on."""
+        return 1 if self.following is None else self.following.shape[1]
+
+    @property
+    def answer_columns(self) -> range:
+        """Columns behind the query at which tokens are read off."""
+        query = int(self.query[0])
+        return range(query + 1, query + self.n_read)
+
+    @property
+    def read_columns(self) -> Int[Tensor, "batch read"]:
+        """Columns at which tokens are read off, from the query on."""
+        return self.query[:, None] + torch.arange(self.n_read, device=self.query.device)
 
     @property
     def right(self) -> Int[Tensor, "batch answer"]:
@@ -72,36 +92,100 @@ class Batch:
     ) -> "Batch":
         inputs, mask = change(self.inputs), change(self.mask)
         query, target = change(self.query), change(self.target)
-        return Batch(inputs, mask, query, target, answers, shared)
+        following = None if self.following is None else change(self.following)
+        return Batch(inputs, mask, query, target, answers, shared, following)
 
     def take(self, index: slice | Int[Tensor, " chosen"]) -> "Batch":
         """The prompts at `index`, in that order; a slice copies nothing."""
         if isinstance(index, slice):
             return self[index]
         answers = tuple(self.answers[i] for i in index.tolist())
-        return self._map(lambda tensor: tensor[index], answers)
+        return self._map(lambda tensor: tensor[index], answers)._narrowed()
+
+    def _narrowed(self) -> "Batch":
+        """The prompts without the columns behind them off which none is read."""
+        if self.following is None:
+            return self
+        n = int((self.following >= 0).any(dim=0).sum())
+        width = self.inputs.shape[1] - self.n_read + n
+        inputs, mask = self.inputs[:, :width], self.mask[:, :width]
+        return replace(self, inputs=inputs, mask=mask, following=self.following[:, :n])
 
     @classmethod
     def join(cls, parts: Sequence["Batch"]) -> "Batch":
-        """The prompts of several batches, padded on the left to the widest of them."""
-        width = max(part.inputs.shape[1] for part in parts)
-        added = [width - part.inputs.shape[1] for part in parts]
+        """The prompts of several batches, padded as `paddings` says."""
+        added = cls.paddings(parts)
 
         def widen(tensors: list[Tensor]) -> Tensor:
             return torch.cat(
                 [
-                    pad(t, (0, 0) * (t.ndim - 2) + (n, 0))
-                    for t, n in zip(tensors, added, strict=True)
+                    pad(t, (0, 0) * (t.ndim - 2) + around)
+                    for t, around in zip(tensors, added, strict=True)
                 ]
             )
 
+        following = [
+            pad(part.following, (0, behind), value=-1)
+            for part, (_, behind) in zip(parts, added, strict=True)
+            if part.following is not None
+        ]
         return cls(
             widen([part.inputs for part in parts]),
             widen([part.mask for part in parts]),
-            torch.cat([part.query + n for part, n in zip(parts, added, strict=True)]),
+            torch.cat([part.query + n for part, (n, _) in zip(parts, added, strict=True)]),
             torch.cat([part.target for part in parts]),
             tuple(answer for part in parts for answer in part.answers),
             parts[0].shared if len({part.shared for part in parts}) == 1 else 1,
+            torch.cat(following) if following else None,
+        )
+
+    @staticmethod
+    def paddings(parts: Sequence["Batch"]) -> list[tuple[int, int]]:
+        """Columns before and behind each of several batches that make them equally wide.
+
+        Prompts end at one column, and so do answers behind them.
+        """
+        answers = [part.n_read - 1 for part in parts]
+        prompts = [part.inputs.shape[1] - n for part, n in zip(parts, answers, strict=True)]
+        return [
+            (max(prompts) - prompt, max(answers) - answer)
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+
+    def with_answers(self, ends: Sequence[Sequence[int]]) -> "Batch":
+        """The prompts with the answers that are shown first behind them, padded on the right.
+
+        Each token of an answer is read off the column before it, and what ends it off its last.
+
+        Args:
+            ends: tokens that end each answer, none for those that nothing ends.
+        """
+        rows = [[*several[0], *end] for several, end in zip(self.answers, ends, strict=True)]
+        most = max(map(len, rows))
+        padded = [[*row, *[-1] * (most - len(row))] for row in rows]
+        following = torch.tensor(padded, device=self.inputs.device)
+        # What nothing follows is read off, and not read.
+        real = following[:, 1:] >= 0
+        answers = following[:, :-1].where(real, 0)
+        return replace(
+            self,
+            inputs=torch.cat([self.inputs, answers.to(self.inputs.dtype)], dim=1),
+            mask=torch.cat([self.mask, real], dim=1),
+            following=following,
+        )
+
+    def at_answers(self) -> "Batch":
+        """A row for every token of the answers behind the prompts, asked there."""
+        if self.following is None:
+            return self[:0]
+        row, behind = (self.following[:, 1:] >= 0).nonzero(as_tuple=True)
+        target = self.following[row, behind + 1]
+        return replace(
+            self.take(row),
+            query=self.query[row] + behind + 1,
+            target=target,
+            answers=tuple(((token,),) for token in target.tolist()),
+            following=None,
         )
 
     def require_query_last(self) -> None:

@@ -97,6 +97,27 @@ def encode_text(
     return Batch.pad(rows, answers, pad_id=pad_id if pad_id and pad_id < d_vocab else 0)
 
 
+def ends_of_texts(tokenizer: Any, texts: Sequence[str], behind: Sequence[str]) -> list[list[int]]:
+    """The first token of what stands behind each text, as they tokenise together.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        texts: prompts with their answers.
+        behind: what a layout puts behind each of them; empty for nothing, which has no token.
+    """
+    own = tokenizer(list(texts), add_special_tokens=False).input_ids
+    joined = [text + after for text, after in zip(texts, behind, strict=True)]
+    whole = tokenizer(joined, add_special_tokens=False).input_ids
+    ends = []
+    for tokens, full, after in zip(own, whole, behind, strict=True):
+        rest = full[len(tokens) :]
+        if full[: len(tokens)] != tokens:
+            # The end of the answer and what follows share a token, which no answer is read off.
+            rest = tokenizer(after, add_special_tokens=False).input_ids
+        ends.append(list(rest[:1]))
+    return ends
+
+
 def encode_tokens(
     rows: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],

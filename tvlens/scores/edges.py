@@ -12,9 +12,10 @@ from tvlens.lens.blocks import project_out, scaled_output
 from tvlens.lens.engine import Engine, Reading
 from tvlens.lens.lens import Lens
 from tvlens.lens.norms import frozen
+from tvlens.lens.passage import Passage
 from tvlens.lens.patches import PutIn
 from tvlens.lens.sites import Site
-from tvlens.lens.suffix import Passage, SuffixEngine
+from tvlens.lens.suffix import SuffixEngine
 from tvlens.scores.ranking import Head
 from tvlens.scores.receivers import Receiver
 

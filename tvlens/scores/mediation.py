@@ -10,9 +10,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tvlens.errors import NumericalError, ShapeError, TaskError
-from tvlens.lens.edits import ReplaceHeads
+from tvlens.lens.edits import ActsAt, ReplaceHeads, require_positions
 from tvlens.lens.heads import HeadMeans, donor_outputs
 from tvlens.lens.lens import Lens
+from tvlens.lens.readout import Answer
 from tvlens.models.batch import Batch
 from tvlens.models.gradients import with_gradients
 from tvlens.scores.attributed import attributed_heads
@@ -115,6 +116,8 @@ def indirect_effects(
     means: HeadMeans | None,
     *,
     screen: int | None = None,
+    answer: Answer = "first",
+    positions: ActsAt = "query",
     progress: Callable[[int], None] | None = None,
 ) -> IndirectEffects:
     """Indirect effects of all heads on prompts that do not carry the task.
@@ -132,13 +135,28 @@ def indirect_effects(
         screen: exact effects of only so many heads, those of highest mean effect to first order
             (`attributed_heads`); the others keep that approximation, and `exact` says which. The
             prompts' keys and values are held meanwhile.
+        answer: "whole" takes the log-probability of all tokens of the answer and what ends it for
+            the score.
+        positions: where heads are replaced: at the query, or with "all" there and at every position
+            of a whole answer.
         progress: called with the number of prompts finished.
 
     Raises:
         ShapeError: the means are of another model, or more heads are to be exact than there are.
-        TaskError: no means are given, and the prompts have no donors.
+        TaskError: no means are given, and the prompts have no donors; or heads are to be replaced
+            behind the query without whole answers there, or with a screen, which sees the query.
         NumericalError: an effect is not finite.
+        UnknownNameError: `answer` or `positions` has no such name.
+        ModelError: whole answers are asked of a model that answers with numbers.
     """
+    lens = lens.answering(answer)
+    require_positions("indirect_effects", positions)
+    if positions == "all" and (lens.readout.reads == "first" or screen is not None):
+        raise TaskError(
+            "indirect_effects: positions='all' replaces heads at the positions of whole answers, "
+            f"but answer={answer!r} and screen={screen}; expected answer='whole' and no screen, "
+            "which looks at the query alone"
+        )
     if means is None:
         z = donor_outputs(lens, prompts).z
     else:
@@ -147,6 +165,7 @@ def indirect_effects(
     batch = lens.encode(prompts)
     layers = lens.backend.attention_layers
     each = ReplaceHeads.each_head(z.to(lens.backend.device, lens.backend.dtype), layers)
+    each = replace(each, positions=positions)
     exact = None
     if screen is None:
         # One more variant, which replaces nothing, gives the baseline from the same reading.

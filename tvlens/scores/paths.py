@@ -13,9 +13,10 @@ from tvlens.lens.edits import NoEdit
 from tvlens.lens.engine import Engine, Reading
 from tvlens.lens.heads import HeadMeans
 from tvlens.lens.lens import Lens
+from tvlens.lens.passage import Passage
 from tvlens.lens.positions import Positions, matched, places
 from tvlens.lens.sites import Site
-from tvlens.lens.suffix import Passage, SuffixEngine
+from tvlens.lens.suffix import SuffixEngine
 from tvlens.models.batch import Batch
 from tvlens.scores.edges import Edges, NormScale, at_columns
 from tvlens.scores.metrics import (

@@ -62,7 +62,7 @@ class HeadBlend(Vector):
     @property
     def group(self) -> Hashable:
         """Blends towards means, or those towards donors."""
-        return HeadBlend, self.z is None
+        return super().group, self.z is None
 
     @classmethod
     def stack(cls, vectors: Sequence[Any], lens: Lens, prompts: PromptSet) -> BlendHeads:

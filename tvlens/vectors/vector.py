@@ -7,17 +7,17 @@ for each prompt from the head outputs of the prompt's donor.
 from abc import abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tvlens.errors import NumericalError, ShapeError
-from tvlens.lens.edits import AddHeads, AddToResidual, QueryEdit
+from tvlens.lens.edits import ActsAt, AddHeads, AddToResidual, QueryEdit, require_positions
 from tvlens.lens.heads import HeadMeans, donor_outputs
 from tvlens.lens.lens import Lens
-from tvlens.runs.facts import integers_of, text_of
+from tvlens.runs.facts import integers_of, text_of, wrong
 from tvlens.runs.storage import Kept
 from tvlens.tasks.base import HasPlaces, PromptSet
 
@@ -28,10 +28,12 @@ class Vector(Kept):
     Attributes:
         held: the tensor that tells a file of this kind from others.
         model: name of the model it was made on.
+        positions: where it acts: at the query, or there and at all positions of the answer.
     """
 
     held: ClassVar[str]
     model: str
+    positions: ActsAt = "query"
     _kinds: ClassVar[dict[str, "type[Vector]"]] = {}
 
     def __init_subclass__(cls) -> None:
@@ -46,7 +48,7 @@ class Vector(Kept):
     @property
     def group(self) -> Hashable:
         """What vectors that one edit can make act, as its variants, have in common."""
-        return type(self)
+        return type(self), self.positions
 
     @classmethod
     @abstractmethod
@@ -81,6 +83,7 @@ class TaskVector(Vector):
         layers: layers at which something is added; empty for no intervention at all.
         model: name of the model it was made on.
         origin: how it was made, in words.
+        positions: "all" for one that is added at every position of the answer, too.
     """
 
     held: ClassVar[str] = "vectors"
@@ -89,8 +92,10 @@ class TaskVector(Vector):
     layers: tuple[int, ...]
     model: str
     origin: str
+    positions: ActsAt = "query"
 
     def __post_init__(self) -> None:
+        require_positions(f"task vector ({self.origin})", self.positions)
         if self.vectors.ndim != 2 or not self.vectors.is_floating_point():
             raise ShapeError(
                 f"task vector ({self.origin}) has shape {tuple(self.vectors.shape)} and type "
@@ -145,6 +150,7 @@ class TaskVector(Vector):
             layers,
             self.model,
             f"({self.origin} {symbol} {other.origin})",
+            _positions([self, other]),
         )
 
     def _where_active(self) -> Float[Tensor, "layer d_model"]:
@@ -162,17 +168,18 @@ class TaskVector(Vector):
         return cls.acts(
             stacked.to(device, dtype),
             _active([vector.layers for vector in vectors], lens).to(device),
+            positions=_positions(vectors),
         )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The vectors; layers, model and origin."""
+        """The vectors; layers, model, origin, and where it acts."""
         facts = {"layers": self.layers, "model": self.model, "origin": self.origin}
-        return {self.held: self.vectors}, facts
+        return {self.held: self.vectors}, facts | acting_facts(self)
 
     @classmethod
     def of_state(cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> "TaskVector":
         """The vector that has this state."""
-        return cls(tensors[cls.held], *_said(facts))
+        return cls(tensors[cls.held], *_said(facts), positions_of(facts))
 
 
 @dataclass(frozen=True)
@@ -186,6 +193,7 @@ class HeadMixture(Vector):
         layers: layers t at which something is added.
         model: name of the model it was made on.
         origin: how it was made, in words.
+        positions: "all" for one that is added at every position of the answer, too.
     """
 
     held: ClassVar[str] = "mix"
@@ -193,8 +201,10 @@ class HeadMixture(Vector):
     layers: tuple[int, ...]
     model: str
     origin: str
+    positions: ActsAt = "query"
 
     def __post_init__(self) -> None:
+        require_positions(self.origin, self.positions)
         n_layer = len(self.mix) if self.mix.ndim else 0
         shaped = self.mix.ndim == 3 and self.mix.shape[1] == n_layer
         inside = all(0 <= n < n_layer for n in self.layers)
@@ -232,7 +242,7 @@ class HeadMixture(Vector):
         """
         _require_same(self, tuple(outputs.shape[:2]), self.model)
         vectors = torch.einsum("tlh,lhd->td", self.mix.to(outputs), outputs)
-        return TaskVector(vectors.cpu(), self.layers, self.model, self.origin)
+        return TaskVector(vectors.cpu(), self.layers, self.model, self.origin, self.positions)
 
     @classmethod
     def stack(cls, vectors: Sequence[Any], lens: Lens, prompts: PromptSet) -> AddHeads:
@@ -242,21 +252,55 @@ class HeadMixture(Vector):
         outputs = donor_outputs(lens, prompts).outputs
         mix = torch.stack([mixture.mix for mixture in vectors])
         active = _active([mixture.layers for mixture in vectors], lens)
-        return AddHeads(outputs, mix.to(outputs), active.to(outputs.device))
+        active = active.to(outputs.device)
+        return AddHeads(outputs, mix.to(outputs), active, positions=_positions(vectors))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The weights; layers, model and origin."""
+        """The weights; layers, model, origin, and where it acts."""
         facts = {"layers": self.layers, "model": self.model, "origin": self.origin}
-        return {"mix": self.mix}, facts
+        return {"mix": self.mix}, facts | acting_facts(self)
 
     @classmethod
     def of_state(cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> "HeadMixture":
         """The mixture that has this state."""
-        return cls(tensors["mix"], *_said(facts))
+        return cls(tensors["mix"], *_said(facts), positions_of(facts))
 
 
 def _said(facts: Mapping[str, Any]) -> tuple[tuple[int, ...], str, str]:
     return integers_of(facts, "layers"), text_of(facts, "model"), text_of(facts, "origin")
+
+
+def acting_facts(vector: Vector) -> dict[str, Any]:
+    """Where a vector acts, for its file; nothing where only at the query, as in older files."""
+    return {} if vector.positions == "query" else {"positions": vector.positions}
+
+
+def positions_of(facts: Mapping[str, Any]) -> ActsAt:
+    """Where a vector acts that has these facts.
+
+    Raises:
+        RunError: they say something else.
+    """
+    said = facts.get("positions", "query")
+    for known in get_args(ActsAt):
+        if said == known:
+            return known
+    raise wrong("positions", said, "'query' or 'all'")
+
+
+def _positions(vectors: Sequence[Any]) -> ActsAt:
+    """Where all these vectors act.
+
+    Raises:
+        ShapeError: some act where others do not.
+    """
+    found: list[ActsAt] = list(dict.fromkeys(vector.positions for vector in vectors))
+    if len(found) > 1:
+        raise ShapeError(
+            f"task vectors act at positions {' and '.join(map(repr, found))}; expected one and the "
+            "same of those that are added or run together: dataclasses.replace(v, positions=...)"
+        )
+    return found[0]
 
 
 def _require_same(mixture: HeadMixture, sizes: tuple[int, ...], model: str) -> None:

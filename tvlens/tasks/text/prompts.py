@@ -106,6 +106,11 @@ class Template:
         """SHA-256, in hexadecimal, of all its parts."""
         return digest(asdict(self))
 
+    @property
+    def behind_answer(self) -> str:
+        """What stands behind an answer before the next input."""
+        return self.pair_separator + self.query_prefix
+
     def render(self, demos: Sequence[Pair], query_input: str) -> str:
         """The prompt text: the demonstrations in order, then the query without its answer."""
         return "".join(text for _, text in self._pieces(demos, query_input))

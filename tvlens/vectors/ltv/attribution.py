@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tvlens.lens.edits import AddToResidual
+from tvlens.lens.edits import ActsAt, AddToResidual
 from tvlens.lens.lens import Lens
 from tvlens.models.gradients import with_gradients
 from tvlens.tasks.base import PromptSet
@@ -28,7 +28,7 @@ def attribute(
     They are also stored in `ltv.attribution` and give contributions their sign.
 
     Args:
-        lens: the model.
+        lens: the model; `lens.answering("whole")` for whole answers.
         ltv: a trained vector.
         prompts: prompts that do not carry the task, of the validation split.
         steps: midpoints of the path.
@@ -49,10 +49,11 @@ def attribute_samples(
     total, count = torch.zeros_like(weights), 0
     for sample in samples:
         along = (alphas[:, None, None] * weights).requires_grad_()
-        outputs = ltv.outputs[None] if sample.outputs is None else sample.outputs
-        vectors = torch.einsum("vlh,blhd->bvld", along, outputs)
+        given = ltv.outputs[None] if sample.outputs is None else sample.outputs
+        vectors = torch.einsum("vlh,blhd->bvld", along, given)
         reading = sample.reading
-        loss = lens.readout.loss(lens.engine.run(reading, add_vectors(vectors)), reading.batch)
+        outputs = lens.engine.run(reading, add_vectors(vectors, ltv.positions))
+        loss = lens.readout.loss(outputs, reading.batch)
         (gradient,) = torch.autograd.grad(-loss.sum() / steps, along)
         total += weights * gradient.sum(dim=0)
         count += len(reading)
@@ -60,6 +61,9 @@ def attribute_samples(
     return ltv.attribution
 
 
-def add_vectors(vectors: Float[Tensor, "some_batch variant layer d_model"]) -> AddToResidual:
+def add_vectors(
+    vectors: Float[Tensor, "some_batch variant layer d_model"], positions: ActsAt
+) -> AddToResidual:
     """The edit that adds such vectors after every block."""
-    return AddToResidual(vectors, vectors.new_ones(vectors.shape[1:3], dtype=torch.bool))
+    active = vectors.new_ones(vectors.shape[1:3], dtype=torch.bool)
+    return AddToResidual(vectors, active, positions=positions)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tvlens.errors import NumericalError, TaskError
+from tvlens.lens.edits import require_positions
 from tvlens.lens.heads import HeadMeans
 from tvlens.lens.lens import Lens
 from tvlens.models.gradients import with_gradients
@@ -44,7 +45,8 @@ def fit_ltv(
 
     Training prompts ask queries of the train split and do not carry the task (zero-shot and
     label-shuffled). The weights returned are those of lowest validation loss, on prompts of the
-    validation split. Method: Saglam et al. 2025, section 3.
+    validation split. Method: Saglam et al. 2025, section 3; theirs is trained on the first token of
+    answers, and `settings.answer="whole"` trains on all of them and their end.
 
     Args:
         lens: the model.
@@ -64,8 +66,14 @@ def fit_ltv(
         RunError: the checkpoint is of other settings, means or start, or cannot be read.
         TaskError: `settings.per_prompt` is asked of a task whose prompts have no donors, or `read`
             holds other prompts than these settings ask for.
+        ModelError: whole answers, or vectors at all positions, of a model that answers in numbers.
+        UnknownNameError: `settings.answer` or `settings.positions` has no such name.
     """
     means.require_fit(lens)
+    require_positions("fit_ltv", settings.positions)
+    if settings.positions == "all":
+        lens.require_text("positions='all'")
+    lens = lens.answering(settings.answer)
     if isinstance(task, HasTemplate):
         means.require_layout(task.template)
     if settings.per_prompt and settings.granularity != "head":
@@ -87,6 +95,7 @@ def fit_ltv(
         granularity=settings.granularity,
         norms=None if own is None else own.norm(dim=-1).mean(dim=0).cpu(),
         layers=means.layers,
+        positions=settings.positions,
         model=lens.name,
         task=task.name,
     )
@@ -121,7 +130,7 @@ def fit_ltv(
         ltv.omega.data.copy_(trainer.best)
         ltv.mask.copy_(trainer.best_mask)
         ltv.history = pd.DataFrame(trainer.rows)
-        rows = max(1, lens.max_rows // STEPS)
+        rows = max(1, lens.max_rows // (STEPS * validation.reading.batch.n_read))
         attribute_samples(lens, ltv, validation.pieces(rows), STEPS)
     return ltv
 
@@ -161,7 +170,9 @@ class _Trainer:
 
     def _losses(self, sample: Sample) -> Float[Tensor, " batch"]:
         vectors = self.ltv()[None] if sample.outputs is None else self.ltv(sample.outputs)
-        outputs = self.lens.engine.run(sample.reading, add_vectors(vectors[:, None]))
+        outputs = self.lens.engine.run(
+            sample.reading, add_vectors(vectors[:, None], self.ltv.positions)
+        )
         return self.lens.readout.loss(outputs, sample.reading.batch)[:, 0]
 
     def train_step(self, training: Sample) -> float:

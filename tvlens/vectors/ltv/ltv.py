@@ -1,6 +1,7 @@
 """The Learnable Task Vector: one weight per head (Saglam et al., ACL Findings 2025)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import pandas as pd
@@ -9,14 +10,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tvlens.errors import NumericalError, ShapeError, UnknownNameError
-from tvlens.lens.edits import QueryEdit
+from tvlens.lens.edits import ActsAt, QueryEdit, require_positions
 from tvlens.lens.lens import Lens
 from tvlens.runs.facts import integers_of, text_of, wrong
 from tvlens.scores.ranking import top_heads
 from tvlens.scores.score import Scores
 from tvlens.tasks.base import PromptSet
 from tvlens.vectors.ltv.settings import Granularity, Start
-from tvlens.vectors.vector import HeadMixture, TaskVector, Vector
+from tvlens.vectors.vector import HeadMixture, TaskVector, Vector, acting_facts, positions_of
 
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 
@@ -38,6 +39,7 @@ class LearnableTaskVector(nn.Module, Vector):
             travel, norm.
         per_prompt: whether the weights are for the head outputs of each prompt's own donor; the
             means then only say what a head writes on average.
+        positions: where it acts: at the query, or there and at all positions of the answer.
         model: name of the model.
         task: name of the task.
     """
@@ -59,6 +61,7 @@ class LearnableTaskVector(nn.Module, Vector):
         granularity: Granularity = "head",
         norms: Float[Tensor, "_layer _head"] | None = None,
         layers: Sequence[int] | None = None,
+        positions: ActsAt = "query",
         model: str = "",
         task: str = "",
     ) -> None:
@@ -74,15 +77,17 @@ class LearnableTaskVector(nn.Module, Vector):
             norms: mean size of each head's output on single prompts, for weights of each prompt's
                 own head outputs; None for weights of the means.
             layers: layers that have heads, where some have none; None for all.
+            positions: "all" for one that is added at every position of the answer, too.
             model: name of the model.
             task: name of the task.
 
         Raises:
             ShapeError: the given start does not fit, or d_model cannot be cut into `head` slices.
             NumericalError: outputs or start are not finite.
-            UnknownNameError: the start or granularity has no such name.
+            UnknownNameError: the start, granularity or positions have no such name.
         """
         super().__init__()
+        require_positions("Learnable Task Vector", positions)
         n_layer, n_head, _ = outputs.shape
         if granularity not in GRANULARITIES:
             expected = " or ".join(map(repr, GRANULARITIES))
@@ -106,6 +111,7 @@ class LearnableTaskVector(nn.Module, Vector):
         self.register_buffer("attribution", torch.full((n_layer, n_head), torch.nan))
         self.granularity = granularity
         self.per_prompt = norms is not None
+        self.positions = positions
         self.model, self.task = model, task
         self.history = pd.DataFrame()
 
@@ -190,9 +196,11 @@ class LearnableTaskVector(nn.Module, Vector):
     def with_weights(self, weights: Float[Tensor, "layer head"], origin: str) -> Vector:
         """The task vector of other weights on the same head outputs."""
         if self.per_prompt:
-            return HeadMixture.in_place(weights, self.model, origin)
+            mixture = HeadMixture.in_place(weights, self.model, origin)
+            return replace(mixture, positions=self.positions)
         vectors = torch.einsum("lh,lhd->ld", weights.to(self.outputs), self.outputs)
-        return TaskVector(vectors.cpu(), tuple(range(len(vectors))), self.model, origin)
+        layers = tuple(range(len(vectors)))
+        return TaskVector(vectors.cpu(), layers, self.model, origin, self.positions)
 
     @property
     def plain(self) -> Vector:
@@ -224,7 +232,8 @@ class LearnableTaskVector(nn.Module, Vector):
         # JSON has no NaN.
         history = self.history.astype(object).where(self.history.notna(), None)
         names = {"model": self.model, "task": self.task, "granularity": self.granularity}
-        return tensors, names | {"layers": self.layers, "history": history.to_dict("list")}
+        found = {"layers": self.layers, "history": history.to_dict("list"), **acting_facts(self)}
+        return tensors, names | found
 
     @classmethod
     def of_state(
@@ -270,6 +279,7 @@ class LearnableTaskVector(nn.Module, Vector):
             start=tensors["start"],
             norms=tensors.get("norms"),
             layers=layers,
+            positions=positions_of(facts),
             model=text_of(facts, "model"),
             task=task,
         )

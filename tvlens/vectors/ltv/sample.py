@@ -131,7 +131,7 @@ class FitPrompts:
 
 def _drawn(task: PromptSource, settings: FitSettings, seed: int) -> tuple[object, ...]:
     s = settings
-    return task.digest, s.kinds, s.lengths, s.n_prompts, s.n_validation, seed
+    return task.digest, s.kinds, s.lengths, s.n_prompts, s.n_validation, s.answer, seed
 
 
 def read_fit_prompts(
@@ -148,6 +148,7 @@ def read_fit_prompts(
     Raises:
         TaskError: `settings.per_prompt` is asked of a task whose prompts have no donors.
     """
+    lens = lens.answering(settings.answer)
     training, validation = (
         Sample.read(lens, prompts, settings.per_prompt)
         for prompts in (

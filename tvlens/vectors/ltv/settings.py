@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from tvlens.lens.edits import ActsAt
+from tvlens.lens.readout import Answer
 from tvlens.tasks.base import PromptKind
 
 Granularity = Literal["head", "block"]
@@ -33,6 +35,10 @@ class FitSettings:
         granularity: "head", or "block" for the released text code of the paper.
         per_prompt: weight the head outputs of each prompt's own donor instead of their means over
             the task, as the paper does for regression, where every prompt has its own function.
+        answer: what the loss is the cross-entropy of: the first answer token, as in the papers, or
+            the "whole" answer and what the layout ends it with.
+        positions: where the vector is added: once, at the query, or at "all" positions from there
+            on, at which answers go on and end.
     """
 
     start: Start = "zero"
@@ -49,6 +55,8 @@ class FitSettings:
     top_k: int | None = None
     granularity: Granularity = "head"
     per_prompt: bool = False
+    answer: Answer = "first"
+    positions: ActsAt = "query"
 
     @property
     def lengths(self) -> tuple[int, ...]:
