@@ -55,6 +55,9 @@ class Says(Engine):
             logits[row, :, target] = 30.0
         return logits
 
+    def final(self, reading, edit):
+        raise NotImplementedError
+
     def generate(self, reading: Any, edit: Any, n_tokens: int) -> torch.Tensor:
         rows = []
         for answer in reading.batch.answers:

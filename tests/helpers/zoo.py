@@ -392,6 +392,9 @@ class Watched(Engine):
         self.grads.append(torch.is_grad_enabled())
         return self.inner.run(reading, edit)
 
+    def final(self, reading, edit):
+        return self.inner.final(reading, edit)
+
     def generate(self, reading, edit, n_tokens, *steps):
         return self.inner.generate(reading, edit, n_tokens, *steps)
 

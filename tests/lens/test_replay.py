@@ -75,6 +75,19 @@ def test_z_is_that_of_whole_passes(backend, batch):
     assert zoo.off(fast.z, slow.z) < zoo.TOLERANCE[torch.float32]
 
 
+def test_final_streams_are_those_of_whole_passes(backend):
+    fast, slow = ReplayEngine(backend), WholePassEngine(backend)
+    engines = (fast, fast.anywhere, slow)
+    readings = [engine.read(zoo.batch()) for engine in engines]
+    for name, edit in edits(backend).items():
+        expected = slow.final(readings[2], edit)
+        for engine, reading in zip(engines, readings, strict=True):
+            found = engine.final(reading, edit)
+            assert zoo.off(found, expected) < zoo.TOLERANCE[torch.float32], name
+            logits = backend.unembed(found)
+            assert zoo.off(logits, engine.run(reading, edit)) < 1e-5
+
+
 @pytest.mark.parametrize("batch", zoo.BATCHES.values(), ids=zoo.BATCHES)
 def test_logits_are_those_of_whole_passes(backend, batch):
     fast, slow = ReplayEngine(backend), WholePassEngine(backend)

@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
-from scipy.linalg import sqrtm
 from sklearn.decomposition import PCA
 from sklearn.metrics.pairwise import euclidean_distances, rbf_kernel
 from torch import Tensor
@@ -230,9 +229,10 @@ def frechet(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
         b: the other.
     """
     first, second = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
-    root = sqrtm(first @ second)
-    between = float(np.square(a.mean(axis=0) - b.mean(axis=0)).sum())
-    return between + float(np.trace(first + second - 2 * np.real(root)))
+    # The trace of a root is the sum of the roots of eigenvalues, which also exist where it is not.
+    roots = np.sqrt(np.clip(np.linalg.eigvals(first @ second).real, 0, None))
+    between = np.square(a.mean(axis=0) - b.mean(axis=0)).sum()
+    return float(between + np.trace(first + second) - 2 * roots.sum())
 
 
 def mmd(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

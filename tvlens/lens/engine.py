@@ -100,6 +100,10 @@ class Engine(ABC, Generic[R]):
         """
 
     @abstractmethod
+    def final(self, reading: R, edit: Edit) -> Float[Tensor, "batch variant *read d_model"]:
+        """Residual streams behind the last block, where `run` gives their logits."""
+
+    @abstractmethod
     def generate(
         self, reading: R, edit: Edit, n_tokens: int, steps: range | None = None
     ) -> Int[Tensor, "batch variant n_tokens"]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial, reduce
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -254,18 +255,47 @@ class WholePassEngine(Engine[WholePrompts]):
     ) -> Float[Tensor, "batch variant *read d_vocab"]:
         return self.run_batch(reading.batch, edit)
 
+    def final(
+        self, reading: WholePrompts, edit: Edit
+    ) -> Float[Tensor, "batch variant *read d_model"]:
+        last = Site("resid_post", self.backend.n_layer - 1)
+        kept: list[Tensor] = []
+
+        def keep(_: Site, activation: Tensor) -> Tensor:
+            kept.append(activation)
+            return activation
+
+        self.require_sites([last])
+        # Taps of one place act in the order they were put there: this one behind the edit's.
+        self._run(reading.batch, edit, taps(self.backend, [last], keep))
+        return self._read_off(reading.batch, kept[0], edit.n_variant)
+
     def run_batch(self, batch: Batch, edit: Edit) -> Float[Tensor, "batch variant *read d_vocab"]:
         """As `run`, of prompts that were not read: their unedited heads are not asked for."""
-        n = edit.n_variant
-        inputs = batch.inputs.repeat_interleave(n, dim=0)
-        mask = batch.mask.repeat_interleave(n, dim=0)
+        return self._read_off(batch, self._run(batch, edit), edit.n_variant)
+
+    def _run(
+        self,
+        batch: Batch,
+        edit: Edit,
+        also: Mapping[str, Callable[[Tensor], Tensor | None]] = MappingProxyType({}),
+    ) -> Float[Tensor, "row pos d_vocab"]:
+        """Logits of every variant of every prompt, with further taps."""
+        inputs = batch.inputs.repeat_interleave(edit.n_variant, dim=0)
+        mask = batch.mask.repeat_interleave(edit.n_variant, dim=0)
         self.require_sites(edit.sites)
-        with intervene(self.backend, edit.over(batch.answer_columns), batch.query):
-            logits = self.backend.forward(inputs, mask)
-        rows = torch.arange(len(inputs), device=logits.device)[:, None]
-        read = batch.read_columns.to(logits.device).repeat_interleave(n, dim=0)
-        found = logits[rows, read].to(inputs.device).unflatten(0, (len(batch), n))
-        return found[:, :, 0] if batch.following is None else found
+        acting = intervene(self.backend, edit.over(batch.answer_columns), batch.query)
+        with acting, counted_hooks(self.backend, also):
+            return self.backend.forward(inputs, mask)
+
+    def _read_off(
+        self, batch: Batch, found: Float[Tensor, "row pos *rest"], n: int
+    ) -> Float[Tensor, "batch variant *read_and_rest"]:
+        """What stands at the columns that are read off."""
+        rows = torch.arange(len(found), device=found.device)[:, None]
+        read = batch.read_columns.to(found.device).repeat_interleave(n, dim=0)
+        at = found[rows, read].to(batch.inputs.device).unflatten(0, (len(batch), n))
+        return at[:, :, 0] if batch.following is None else at
 
     def generate(
         self, reading: WholePrompts, edit: Edit, n_tokens: int, steps: range | None = None

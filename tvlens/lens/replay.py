@@ -196,6 +196,9 @@ class ReplayEngine(Engine[Prefix]):
         )
 
     def run(self, reading: Prefix, edit: Edit) -> Float[Tensor, "batch variant d_vocab"]:
+        return self.backend.unembed(self.final(reading, edit)).to(self.backend.device)
+
+    def final(self, reading: Prefix, edit: Edit) -> Float[Tensor, "batch variant d_model"]:
         self._require_fit(edit)
         order = edit.first_layer.argsort(stable=True)
         edit = edit.of_variants(order)
@@ -217,7 +220,7 @@ class ReplayEngine(Engine[Prefix]):
             z = _changed(edit, sites, Site("z", layer), z, home)
             x = _changed(edit, sites, Site("resid_post", layer), write(block, x, z), home)
         x = _append(x, reading.residual[-1], joining[-1])
-        return self.backend.unembed(x[:, order.argsort().to(x.device)]).to(home)
+        return x[:, order.argsort().to(x.device)]
 
     def generate(
         self, reading: Prefix, edit: Edit, n_tokens: int, steps: range | None = None

@@ -31,8 +31,8 @@ class BlendHeads(ReplaceHeads):
         return activation + weight * (value - activation)
 
     def of_variants(self, index: Int[Tensor, " chosen"]) -> "BlendHeads":
-        chosen = super().of_variants(index)
-        return replace(self, mask=chosen.mask, values=chosen.values, weights=self.weights[index])
+        values = self.values if self.values.shape[1] == 1 else self.values[:, index]
+        return replace(self, mask=self.mask[index], values=values, weights=self.weights[index])
 
 
 def blend_heads(

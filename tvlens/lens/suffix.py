@@ -115,6 +115,11 @@ class SuffixEngine(Engine[Passage]):
         return Passage.join(readings)
 
     def run(self, reading: Passage, edit: Edit) -> Float[Tensor, "batch variant *read d_vocab"]:
+        x = self.final(reading, edit)
+        logits = self.backend.unembed(x.flatten(0, 1) if x.ndim > 3 else x)
+        return logits.view(*x.shape[:-1], -1).to(self.backend.device)
+
+    def final(self, reading: Passage, edit: Edit) -> Float[Tensor, "batch variant *read d_model"]:
         self.require_fit(edit)
         batch = reading.batch
         edit = edit.over(batch.answer_columns)
@@ -159,8 +164,8 @@ class SuffixEngine(Engine[Passage]):
         columns: Int[Tensor, "batch variant at"],
         start: int,
         end: int,
-    ) -> Float[Tensor, "batch variant *read d_vocab"]:
-        """Logits of variants in the order of their first layers, from column `start` on."""
+    ) -> Float[Tensor, "batch variant *read d_model"]:
+        """Final streams of variants in the order of their first layers, from column `start` on."""
         home, n_layer = self.backend.device, self.backend.n_layer
         start = min(start, int(reading.batch.query.min()))
         kept = slice(start - reading.start, end - reading.start)
@@ -198,9 +203,7 @@ class SuffixEngine(Engine[Passage]):
         if joining[-1]:
             clean = reading.residual[-1][rows, read - reading.start]
             x = torch.cat([x, clean.expand(-1, joining[-1], -1, -1)], dim=1)
-        if reading.batch.following is None:
-            return self.backend.unembed(x[:, :, 0]).to(home)
-        return self.backend.unembed(x.flatten(0, 1)).unflatten(0, x.shape[:2]).to(home)
+        return x[:, :, 0] if reading.batch.following is None else x
 
     def _step(
         self,
