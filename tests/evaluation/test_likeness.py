@@ -7,7 +7,7 @@ from scipy.special import rel_entr
 
 import tvlens
 from helpers import trained, zoo
-from tvlens.errors import TaskError
+from tvlens.errors import TaskError, UnknownNameError
 from tvlens.evaluation.likeness import PAIRED, frechet, likeness, mmd
 from tvlens.evaluation.methods import RESULT_COLUMNS
 from tvlens.lens.hooks import WholePassEngine
@@ -83,7 +83,8 @@ def test_tables_hold_every_method_and_measure_with_intervals():
         "added": 6,
         "other": 6,
     }
-    assert "other" not in of("zero", other={"shuffled": vector}).methods
+    with pytest.raises(UnknownNameError, match="is given for 'shuffled' of prompts, but 'zero'"):
+        of("zero", other={"shuffled": vector})
 
 
 def test_clean_prompts_are_not_compared_with_themselves():

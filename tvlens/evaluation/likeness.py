@@ -143,6 +143,7 @@ def likeness(
 
     Raises:
         TaskError: clean prompts are asked for, which are what the others are compared with.
+        UnknownNameError: a method is given for other kinds alone.
         VectorError: a method is no vector, or has no draws.
         ShapeError: a vector does not fit the model.
     """
@@ -153,8 +154,7 @@ def likeness(
         )
     asked: dict[str, Draws] = {"none": None}
     for name, method in methods.items():
-        given = by_kind(lens, name, method, [kind])
-        asked |= {name: given[kind]} if kind in given else {}
+        asked[name] = by_kind(lens, name, method, [kind])[kind]
     vectors = [draws_of(lens, name, given)[0] for name, given in asked.items()]
     clean, prompts = (
         task.prompts(split, shots=shots, n=n, seed=seed, kind=each) for each in ("clean", kind)

@@ -24,8 +24,9 @@ from tvlens.vectors.vector import TaskVector, Vector
 STRENGTHS = (0.03, 0.1, 0.2, 0.4, 0.8)
 """Factors λ that are tried; Liu et al. use .1 for most tasks."""
 
+# What would be answered does not matter, but it must begin with a token of its own.
 _BARE = Template(
-    query_prefix="", answer_prefix="", field_separator="", pair_separator="", answer_space=""
+    query_prefix="", answer_prefix="", field_separator="", pair_separator="", answer_space="\n"
 )
 
 
