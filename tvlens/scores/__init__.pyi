@@ -1,3 +1,12 @@
+from .ablation import EXCLUDED as EXCLUDED
+from .ablation import RULES as RULES
+from .ablation import SHARES as SHARES
+from .ablation import HeadSet as HeadSet
+from .ablation import exclusive as exclusive
+from .ablation import keep_only as keep_only
+from .ablation import matched_random as matched_random
+from .ablation import sets_of as sets_of
+from .ablation import top_share as top_share
 from .agreement import Correlation as Correlation
 from .agreement import Overlap as Overlap
 from .agreement import compare_head_sets as compare_head_sets
