@@ -288,12 +288,12 @@ def test_an_ablation_is_kept_as_it_is(tmp_path):
         (
             {"set_to": "median"},
             UnknownNameError,
-            "no setting heads to 'median'; expected mean or zero or other or resample",
+            "heads cannot be set to 'median'; expected some of mean, zero, other, resample",
         ),
         (
             {"positions": "last"},
             UnknownNameError,
-            "ablation knows no positions 'last'; expected query or all",
+            "heads cannot be ablated at positions 'last'; expected query or all",
         ),
         (
             {"set_to": "mean"},

@@ -19,7 +19,7 @@ from torch import Tensor
 from tvlens.errors import ModelError, ShapeError, UnknownNameError
 from tvlens.evaluation.answers import whole_answers
 from tvlens.evaluation.methods import SHARES
-from tvlens.evaluation.replacement import POSITIONS, SET_TO, At, Replacement, SetTo
+from tvlens.evaluation.replacement import At, Replacement, SetTo, place_of, way_of
 from tvlens.lens.heads import HeadMeans
 from tvlens.lens.lens import Lens
 from tvlens.runs.facts import text_of
@@ -257,7 +257,7 @@ def ablate(
         TaskError: means are needed and not given, or there is no other prompt.
         ModelError: whole answers are asked of a model of numbers, or at all positions.
     """
-    require_ways([set_to], [positions])
+    set_to, positions = way_of(set_to), place_of(positions)
     if exact_match and not (lens.readout.has_text and positions == "query"):
         raise ModelError(
             f"exact_match compares answers generated from the query position on, but {lens.name!r} "
@@ -302,23 +302,6 @@ def ablate(
         prompts.task,
         lens.name,
     )
-
-
-def require_ways(set_to: Sequence[str], positions: Sequence[str]) -> None:
-    """Refuse what heads cannot be set to, and where.
-
-    Raises:
-        UnknownNameError: there is no such way, or no such positions.
-    """
-    for what, asked, there in (
-        ("setting heads to", set_to, SET_TO),
-        ("positions", positions, POSITIONS),
-    ):
-        unknown = [name for name in asked if name not in there]
-        if unknown:
-            raise UnknownNameError(
-                f"ablation knows no {what} {unknown[0]!r}; expected {' or '.join(there)}"
-            )
 
 
 def _masks(lens: Lens, sets: Sequence[HeadSet]) -> Bool[Tensor, "set_and_none layer head"]:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tvlens.errors import TaskError
+from tvlens.errors import TaskError, UnknownNameError
 from tvlens.lens.edits import Edit, ReplaceHeads
 from tvlens.lens.engine import Engine, Reading
 from tvlens.lens.heads import HeadMeans
@@ -24,6 +24,32 @@ those of other tasks, or what they are on another prompt."""
 At = Literal["query", "all"]
 POSITIONS: tuple[At, ...] = get_args(At)
 """Where: at the query position, or at every position of the prompt."""
+
+
+def way_of(name: str) -> SetTo:
+    """What heads are set to, by its name.
+
+    Raises:
+        UnknownNameError: there is no such way.
+    """
+    for known in SET_TO:
+        if known == name:
+            return known
+    raise UnknownNameError(f"heads cannot be set to {name!r}; expected some of {', '.join(SET_TO)}")
+
+
+def place_of(name: str) -> At:
+    """Where heads are ablated, by its name.
+
+    Raises:
+        UnknownNameError: there is no such place.
+    """
+    for known in POSITIONS:
+        if known == name:
+            return known
+    raise UnknownNameError(
+        f"heads cannot be ablated at positions {name!r}; expected {' or '.join(POSITIONS)}"
+    )
 
 
 class Replacement:

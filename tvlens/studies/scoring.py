@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ from tvlens.scores.mediation import IndirectEffects
 from tvlens.scores.score import Scores
 from tvlens.studies import stages
 from tvlens.studies.comparison import COLUMNS, CURVE_KS
-from tvlens.studies.text import TextPlan
+from tvlens.studies.plan import Plan, View
 from tvlens.vectors.ltv.ltv import LearnableTaskVector
 from tvlens.vectors.materials import fitting_ks
 
@@ -34,8 +35,17 @@ SCORE_COLUMNS = ["task", "score", "layer", "head", "value", "ci_low", "ci_high"]
 class Found:
     """What is found of one task, when it is asked for; kept in the run."""
 
-    plan: TextPlan
+    plan: Plan
     run: Run
+
+    @property
+    def view(self) -> View:
+        """On prompts that do not carry the task; of each prompt's own heads where each has its own.
+
+        That is where every prompt has a function of its own, which class means know nothing of.
+        """
+        views = [view for view in self.plan.views if view.prompts == "uninformative"]
+        return max(views, key=lambda view: view.whose == "prompt")
 
     @cached_property
     def means(self) -> HeadMeans:
@@ -45,31 +55,32 @@ class Found:
     @cached_property
     def effects(self) -> IndirectEffects:
         """Indirect effects on label-shuffled prompts."""
-        return stages.mediate(self.plan, self.run, self.means, self.plan.views[0])
+        return stages.mediate(self.plan, self.run, self.means, self.view)
 
     @cached_property
     def ltv(self) -> LearnableTaskVector:
         """The vector that was trained, of the first seed."""
-        plan = self.plan
-        (name,) = plan.fits
-        return stages.train_one(
-            plan.lens, plan.task, self.run, self.means, plan.fits[name], plan.settings.seed
-        )
+        plan, view = self.plan, self.view
+        fit = replace(plan.fits[view.prompts], per_prompt=view.whose == "prompt")
+        return stages.train_one(plan.lens, plan.task, self.run, self.means, fit, plan.settings.seed)
 
     @cached_property
     def attributed(self) -> Scores:
         """Indirect effects to first order, on the prompts of `effects`."""
-        prompts = self.plan.mediation(self.plan.views[0], self.means)
+        prompts = self.plan.mediation(self.view, self.means)
+        means = self.means if self.view.whose == "class" else None
 
         def compute(advance: Callable[[int], None]) -> Scores:
-            return attributed_effects(self.plan.lens, prompts, self.means, progress=advance)
+            return attributed_effects(self.plan.lens, prompts, means, progress=advance)
 
         return self._kept("attribution", len(prompts), compute)
 
     @cached_property
     def direct(self) -> Scores:
         """Direct logit attribution on clean prompts that the model answers."""
-        prompts = self.plan.clean()[list(self.means.kept)]
+        prompts: Any = self.plan.clean()
+        if self.means.count < len(prompts):
+            prompts = prompts[list(self.means.kept)]
 
         def compute(advance: Callable[[int], None]) -> Scores:
             return direct_effects(self.plan.lens, prompts, progress=advance).scores
@@ -89,7 +100,8 @@ class Found:
 
         def compute(_: Callable[[int], None]) -> Scores:
             batch = lens.encode(prompts)
-            shown, _groups = spread("answers", lambda: places(lens, prompts, batch, "roles").names)
+            role = "answers" if lens.readout.has_text else "ys"
+            shown, _groups = spread(role, lambda: places(lens, prompts, batch, "roles").names)
             return answer_attention(
                 lens, prompts, places(lens, prompts, batch, shown).columns.flatten(1)
             )
