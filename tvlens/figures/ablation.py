@@ -5,7 +5,6 @@ The table is `ablation.csv`, one row for each task, set of heads and metric.
 
 import textwrap
 
-import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.artist import Artist
@@ -22,14 +21,14 @@ _MEASURED = {
     "accuracy": "first-token accuracy",
     "cross_entropy": "cross-entropy (nats)",
     "exact_match": "whole answers right",
-    "squared_error": "squared error / variance",
-    "squared_error_past": "squared error / variance, past T_train",
+    "squared_error": "squared error at T_train\n(over variance)",
+    "squared_error_past": "squared error past T_train\n(over variance)",
 }
 _ABLATED = {
-    "mean": "its mean",
+    "mean": "their means",
     "zero": "zero",
-    "other": "its mean over other tasks",
-    "resample": "that of another prompt",
+    "other": "their means over other tasks",
+    "resample": "those of another prompt",
 }
 _PLACES = {"query": "at the query", "all": "at every position"}
 _WITHOUT = " without "
@@ -46,7 +45,7 @@ def ablation_curves(
 ) -> Figure:
     """A measure against the share of heads ablated: a panel a task, and a line a score.
 
-    Bands in colour are 95% intervals over prompts. The grey band holds 95% of the random sets that
+    Thin lines are 95% intervals over prompts. The grey band holds 95% of the random sets that
     are matched by layer to the sets of any score, a dashed line their mean; the dotted line is the
     model as it is. Exclusive sets have a column of panels for each score whose best are left out.
     Of "keep" sets the share is that of the heads that stay.
@@ -72,7 +71,9 @@ def ablation_curves(
             f"{positions!r}; it has {there.to_records(index=False).tolist()}"
         )
     rows = rows.assign(without=[_split(name)[1] for name in rows["score"]])
-    tasks, others = list(dict.fromkeys(rows["task"])), list(dict.fromkeys(rows["without"]))
+    tasks, there = list(dict.fromkeys(rows["task"])), {*rows["without"]}
+    chosen = dict.fromkeys(_split(name)[0] for name in rows["score"])
+    others = [name for name in chosen if name in there] or [""]
     lines, across = -(-len(tasks) // 4), min(len(tasks), 4)
     if rule == "exclusive":
         lines, across = len(tasks), len(others)
@@ -88,8 +89,9 @@ def ablation_curves(
         part = rows[(rows["task"] == task) & (rows["without"] == other)]
         for name, curve in part.groupby("score", sort=False):
             _curve(axes, str(name), curve.sort_values("share"))
-        title = f"{task}, no best by {_label(other)}" if other else task
-        axes.set_title("\n".join(textwrap.wrap(title, 24)))
+        title = textwrap.wrap(task, 24)
+        title += textwrap.wrap(f"without best by {_label(other)}", 26) if other else []
+        axes.set_title("\n".join(title))
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         if metric.startswith("squared_error"):
             axes.set_yscale("log")
@@ -103,7 +105,9 @@ def ablation_curves(
     for axes in panels.flat:
         handles, labels = axes.get_legend_handles_labels()
         found |= dict(zip(labels, handles, strict=True))
-    ncols = max(1, min(len(found), round(size[0] / 1.25)))
+    in_order = [score.label for score in SCORES if score.label in found]
+    found = {label: found[label] for label in dict.fromkeys([*in_order, *found])}
+    ncols = max(1, min(len(found), round(size[0] / 1.4)))
     figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=ncols)
     return figure
 
@@ -124,9 +128,7 @@ def _curve(axes: Axes, name: str, curve: DataFrame) -> None:
     look = {str(each.heads): each for each in SCORES if each.heads}.get(score)
     colour = PALETTE["black" if look is None else look.colour]
     dash = "-" if look is None else look.dash
-    axes.fill_between(
-        curve["share"], curve["ci_low"], curve["ci_high"], color=colour, alpha=0.12, lw=0
-    )
+    axes.vlines(curve["share"], curve["ci_low"], curve["ci_high"], color=colour, lw=0.6, alpha=0.4)
     axes.plot(
         curve["share"], curve["value"], color=colour, ls=dash, marker="o", ms=2.2,
         label=_label(score),
@@ -150,5 +152,5 @@ def _unablated(axes: Axes, rows: DataFrame, metric: str) -> None:
     """The model as it is: what any set does, less the change that it makes."""
     both = [rows[rows["metric"] == name]["value"] for name in (metric, f"{metric}_change")]
     if not any(values.empty for values in both):
-        before = float(np.subtract(both[0].iloc[0], both[1].iloc[0]))
+        before = float(both[0].mean() - both[1].mean())
         axes.axhline(before, color="black", lw=0.8, ls=":", label="nothing ablated")
