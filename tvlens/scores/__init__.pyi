@@ -33,6 +33,9 @@ from .direct import direct_effects as direct_effects
 from .effects import PatchEffects as PatchEffects
 from .induction import answer_attention as answer_attention
 from .induction import induction_scores as induction_scores
+from .matrices import agreement_matrix as agreement_matrix
+from .matrices import depth_matrix as depth_matrix
+from .matrices import depth_overlap as depth_overlap
 from .mediation import IndirectEffects as IndirectEffects
 from .mediation import indirect_effects as indirect_effects
 from .mediation import mediation_prompts as mediation_prompts
@@ -46,3 +49,7 @@ from .ranking import top_heads as top_heads
 from .receivers import Receiver as Receiver
 from .score import Scores as Scores
 from .score import join_scores as join_scores
+from .significance import SignedHeads as SignedHeads
+from .significance import permutation_test as permutation_test
+from .significance import pooled as pooled
+from .significance import signed_heads as signed_heads

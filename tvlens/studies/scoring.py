@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 
 from tvlens import figures
@@ -20,8 +21,12 @@ from tvlens.scores.attributed import attributed_effects
 from tvlens.scores.catalogue import HeadScore
 from tvlens.scores.direct import direct_effects
 from tvlens.scores.induction import answer_attention, induction_scores
+from tvlens.scores.matrices import COLUMNS as MATRIX
+from tvlens.scores.matrices import agreement_matrix
 from tvlens.scores.mediation import IndirectEffects
 from tvlens.scores.score import Scores
+from tvlens.scores.significance import COLUMNS as SIGNIFICANCE
+from tvlens.scores.significance import permutation_test
 from tvlens.studies import stages
 from tvlens.studies.comparison import COLUMNS, CURVE_KS
 from tvlens.studies.plan import Plan, View
@@ -161,6 +166,42 @@ def agreement_of(scores: Mapping[str, Scores], ks: Sequence[int]) -> pd.DataFram
     # Columns that are empty in one of the frames would warn in concat; reindexing says so.
     rows = [row for frame in frames for row in frame.to_dict("records")]
     return pd.DataFrame(rows).reindex(columns=COLUMNS).astype({"k": "Int64"})
+
+
+def significance_of(scores: Mapping[str, Scores], *, seed: int) -> pd.DataFrame:
+    """Which heads are more than chance, by every score that can be of either sign on a prompt."""
+    tables = [
+        permutation_test(score, seed=seed, name=name)
+        for name, score in scores.items()
+        if score.values is not None and len(score.values) > 1 and bool((score.values < 0).any())
+    ]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=SIGNIFICANCE)
+
+
+def across_tasks(
+    scores: Mapping[str, Mapping[str, Scores]], ks: Sequence[int], *, seed: int
+) -> pd.DataFrame:
+    """Every two tasks against each other, by each score, beside chance and ceiling.
+
+    Scores that are the same for all tasks, as induction is, say nothing of them and are left out.
+
+    Args:
+        scores: scores of one model, by task and name.
+        ks: sizes of the head sets.
+        seed: seed of the halves that the ceiling is of.
+    """
+    frames = []
+    for name, first in next(iter(scores.values())).items():
+        of_tasks = {task: each[name] for task, each in scores.items()}
+        maps = [each.scores.nan_to_num() for each in of_tasks.values()]
+        if all(torch.equal(maps[0], other) for other in maps[1:]):
+            continue
+        table = agreement_matrix(of_tasks, fitting_ks(ks, first.n_heads), seed=seed)
+        table.insert(0, "score", name)
+        frames.append(table)
+    if not frames:
+        return pd.DataFrame(columns=["score", *MATRIX])
+    return pd.concat(frames, ignore_index=True)
 
 
 def curves_of(scores: Mapping[str, Scores]) -> pd.DataFrame:
