@@ -31,7 +31,10 @@ MAY_IMPORT: dict[str, list[str]] = {
     "lens": ["models", "tasks", "runs", "stats"],
     "scores": ["lens", "tasks", "runs", "stats", "models.batch", "models.gradients"],
     "vectors": ["scores", "lens", "tasks", "runs", "models.gradients"],
-    "evaluation": ["vectors", "lens", "tasks", "stats"],
+    "evaluation": [
+        *("vectors", "scores.ablation", "lens", "tasks", "runs", "stats"),
+        "models.batch",
+    ],
     "figures": [
         "scores.ranking",
         "scores.catalogue",

@@ -15,11 +15,11 @@ SHELVES = sorted(
     ".".join(("tvlens", *stub.parent.relative_to(ROOT).parts)) for stub in ROOT.rglob("*.pyi")
 )
 PROMISED = """
-AddToResidual Edit FitSettings HeadMeans IndirectEffects LearnableTaskVector Lens NoEdit
-PatchEffects ReplaceHeads TaskVector attribute attribution_patch choose_function_vectors
-compare_head_sets evaluate fit_ltv function_vector function_vector_per_layer generate
-indirect_effects intervene load mean_head_outputs mediation_prompts patch permuted_controls
-progress_bar random_controls
+Ablation AddToResidual Edit FitSettings HeadMeans HeadSet IndirectEffects LearnableTaskVector Lens
+NoEdit PatchEffects ReplaceHeads TaskVector ablate attribute attribution_patch
+choose_function_vectors compare_head_sets evaluate fit_ltv function_vector
+function_vector_per_layer generate indirect_effects intervene load mean_head_outputs
+mediation_prompts patch permuted_controls progress_bar random_controls
 """
 
 

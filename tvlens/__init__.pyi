@@ -10,6 +10,8 @@ from . import studies as studies
 from . import tasks as tasks
 from . import vectors as vectors
 from .console import progress_bar as progress_bar
+from .evaluation.ablation import Ablation as Ablation
+from .evaluation.ablation import ablate as ablate
 from .evaluation.generation import generate as generate
 from .evaluation.methods import evaluate as evaluate
 from .lens.edits import AddToResidual as AddToResidual
@@ -21,6 +23,7 @@ from .lens.heads import mean_head_outputs as mean_head_outputs
 from .lens.hooks import intervene as intervene
 from .lens.lens import Lens as Lens
 from .lens.loading import load as load
+from .scores.ablation import HeadSet as HeadSet
 from .scores.agreement import compare_head_sets as compare_head_sets
 from .scores.attribution import attribution_patch as attribution_patch
 from .scores.effects import PatchEffects as PatchEffects

@@ -103,6 +103,26 @@ def test_every_two_scores_are_compared(whole):
     )
 
 
+def test_heads_are_held_against_chance_and_tasks_against_each_other(whole):
+    table = pd.read_csv(whole / "significance.csv")
+    assert set(table["task"]) == set(trained.TASKS)
+    # Attention cannot be below zero, and LTVs have no single prompts.
+    assert set(table["score"]) == {"aie", "attribution", "direct"}
+    assert len(table) == len(trained.TASKS) * 3 * 8
+    assert (table["q_value"] >= table["p_value"]).all()
+    scores = pd.read_csv(whole / "scores.csv")
+    both = table.merge(scores, on=["task", "score", "layer", "head"])
+    assert both["value_x"].to_numpy() == pytest.approx(both["value_y"].to_numpy(), abs=1e-6)
+    shared = pd.read_csv(whole / "task_agreement.csv")
+    # Induction is of no task.
+    assert list(shared["score"].unique()) == [name for name in NAMES if name != "induction"]
+    one = shared.query("score == 'aie' and measure == 'spearman' and first == 'seven-on'")
+    assert one["second"].tolist() == ["fourteen-on"]
+    assert one["ceiling"].between(0, 1).all()
+    assert shared.query("score == 'ltv'")["ceiling"].isna().all()
+    assert (whole / "figures" / "tasks-aie.pdf").exists()
+
+
 def test_the_interval_of_a_rank_correlation():
     ranks = torch.arange(100.0)
     moved = ranks.clone()

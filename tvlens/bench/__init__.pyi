@@ -1,3 +1,5 @@
+from .ablation import AblationBenchSettings as AblationBenchSettings
+from .ablation import bench_ablation as bench_ablation
 from .curves import CurveBenchSettings as CurveBenchSettings
 from .curves import bench_curves as bench_curves
 from .patching import PatchBenchSettings as PatchBenchSettings

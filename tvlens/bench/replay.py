@@ -159,22 +159,36 @@ def doubts(figures: Figures) -> list[str]:
     return found
 
 
-def _loop(lens: Lens, batch: Batch, edit: ReplaceHeads, heads: Tensor, *, last_only: bool) -> _Way:
-    """Effects of some heads on one prompt by one hooked forward pass each, for all heads."""
+@torch.no_grad()
+def hooked_score(
+    lens: Lens, batch: Batch, change: Edit, *, last_only: bool
+) -> Float[Tensor, "batch variant"]:
+    """Score of prompts that end at their queries, by one hooked forward pass.
+
+    Args:
+        lens: the model.
+        batch: the prompts.
+        change: one change of them.
+        last_only: whether logits are made of the last position alone.
+    """
     backend = lens.backend
     last_block = backend.residual_hook(lens.n_layer - 1)
+    with intervene(backend, change, batch.query):
+        if not last_only:
+            logits = backend.forward(batch.inputs, batch.mask)[:, -1:]
+        else:
+            # The final norm and the unembedding then see one position. Not Backend.forward, which
+            # promises the logits of all.
+            with counted_hooks(backend, {last_block: lambda residual: residual[:, -1:]}):
+                logits = backend.model(batch.inputs, attention_mask=batch.mask.long())
+    return lens.readout.score(logits, batch)
 
-    @torch.no_grad()
+
+def _loop(lens: Lens, batch: Batch, edit: ReplaceHeads, heads: Tensor, *, last_only: bool) -> _Way:
+    """Effects of some heads on one prompt by one hooked forward pass each, for all heads."""
+
     def score(change: Edit) -> Tensor:
-        with intervene(backend, change, batch.query):
-            if not last_only:
-                logits = backend.forward(batch.inputs, batch.mask)[:, -1:]
-            else:
-                # The final norm and the unembedding then see one position. Not Backend.forward,
-                # which promises the logits of all.
-                with counted_hooks(backend, {last_block: lambda residual: residual[:, -1:]}):
-                    logits = backend.model(batch.inputs, attention_mask=batch.mask.long())
-        return lens.readout.score(logits, batch)
+        return hooked_score(lens, batch, change, last_only=last_only)
 
     base = score(NoEdit(lens.n_layer))
     edits = [edit.of_variants(head[None]) for head in heads]

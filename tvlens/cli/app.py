@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from tvlens import __version__
-from tvlens.cli import bench, models, patching, scores, studies, vectors
+from tvlens.cli import ablation, bench, models, patching, scores, studies, vectors
 from tvlens.console import complain, say
 from tvlens.errors import TvlensError
 
@@ -38,11 +38,13 @@ app.command("tasks")(models.list_tasks)
 app.command("mediate")(scores.mediate)
 app.command("patch")(patching.patch)
 app.command("score")(scores.score)
+app.command("ablate")(ablation.ablate)
 app.command("fit")(vectors.fit)
 app.command("evaluate")(vectors.evaluate)
 app.command("compare")(scores.compare)
 bench_app.callback(invoke_without_command=True)(bench.bench_text)
 bench_app.command("patching")(bench.bench_patching)
+bench_app.command("ablation")(bench.bench_ablation)
 study_app.command("text")(studies.study_text)
 study_app.command("regression")(studies.study_regression)
 regression_app.command("train")(models.train_regression)

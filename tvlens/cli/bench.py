@@ -88,6 +88,30 @@ def bench_patching(
     _run("bench patching", bench, PatchBenchSettings(), lens, chosen, out, json_file)
 
 
+def bench_ablation(
+    out: OutOption = Path("runs/bench-ablation"),
+    model: ModelOption = "smollm2-135m",
+    task: OneTaskOption = "present-past",
+    data: DataOption = None,
+    backend: BackendOption = "bridge",
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    revision: RevisionOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Ablation of 100 sets of heads at the query against one hooked pass for each set and prompt.
+
+    Writes OUT/bench.csv.
+    """
+    chosen = _one_task(task, data)
+
+    from tvlens.bench import AblationBenchSettings
+    from tvlens.bench import bench_ablation as bench
+
+    lens = load_lens(model, backend, dtype, device, revision)
+    _run("bench ablation", bench, AblationBenchSettings(), lens, chosen, out, json_file)
+
+
 def bench_regression(out: OutOption = Path("runs/bench-curves"), seed: SeedOption = 0) -> None:
     """Error curves by replay against a loop over the number of points; writes OUT/bench.csv."""
     import pandas as pd

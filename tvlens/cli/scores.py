@@ -100,13 +100,16 @@ def score(
 ) -> None:
     """Several scores of every head, and how far they agree; writes OUT/scores.csv.
 
-    And OUT/agreement.csv and OUT/overlap_curves.csv, every two of them against each other.
+    And OUT/agreement.csv and OUT/overlap_curves.csv, every two of them against each other,
+    OUT/significance.csv, which heads are more than chance, and, of several tasks,
+    OUT/task_agreement.csv, every two tasks against each other.
     """
     chosen = read_tasks(tasks, data, duplicates, template)
     wanted = scores_named(listed("--by", by))
 
     import pandas as pd
 
+    from tvlens import figures
     from tvlens.studies import scoring
     from tvlens.studies.text import TextSettings, text_plans
 
@@ -118,9 +121,11 @@ def score(
     require_askable(lens, chosen, shots, ["train", "validation"], settings.n_means)
     with open_run(out, f"score by {by}", lens, chosen, settings) as run:
         tables, agreements, curves = [], [], []
+        by_task = {}
         for plan in text_plans(lens, chosen, settings).values():
             task = plan.task.name
             found = scoring.made(scoring.Found(plan, run), wanted)
+            by_task[task] = found
             tables.append(scoring.table_of(found, seed=seed))
             agreements.append(scoring.agreement_of(found, settings.compare_ks))
             unit = lens.readout.score_name
@@ -142,6 +147,14 @@ def score(
         if curves:
             run.write_table("overlap_curves", pd.concat(curves, ignore_index=True))
         run.write_table("agreement", pd.concat(agreements, ignore_index=True))
+        significance = [scoring.significance_of(each, seed=seed) for each in by_task.values()]
+        run.write_table("significance", pd.concat(significance, ignore_index=True))
+        if len(by_task) > 1:
+            shared = scoring.across_tasks(by_task, settings.compare_ks, seed=seed)
+            run.write_table("task_agreement", shared)
+            for name in shared["score"].unique():
+                drawn = figures.agreement_matrix(shared[shared["score"] == name])
+                run.write_figure(f"tasks-{name}", drawn)
         path = run.write_table("scores", pd.concat(tables, ignore_index=True))
     say(f"Wrote {path}")
 

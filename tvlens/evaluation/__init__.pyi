@@ -1,3 +1,5 @@
+from .ablation import Ablation as Ablation
+from .ablation import ablate as ablate
 from .curves import Errors as Errors
 from .curves import dummy_errors as dummy_errors
 from .curves import error_table as error_table

@@ -1,5 +1,7 @@
+from .ablation import ablation_curves as ablation_curves
 from .attribution import approximation as approximation
 from .curves import error_curves as error_curves
+from .matrices import agreement_matrix as agreement_matrix
 from .modalities import modality_dots as modality_dots
 from .patching import head_map as head_map
 from .patching import head_paths as head_paths

@@ -19,6 +19,7 @@ from .hooks import intervene as intervene
 from .lens import Lens as Lens
 from .loading import load as load
 from .patches import Patch as Patch
+from .patches import ReplaceHeadsAt as ReplaceHeadsAt
 from .patches import Shift as Shift
 from .positions import Places as Places
 from .positions import places as places

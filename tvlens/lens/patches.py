@@ -93,6 +93,56 @@ class Patch(Edit):
 
 
 @dataclass(frozen=True)
+class ReplaceHeadsAt(Edit):
+    """`hook_z` of the chosen heads is replaced at columns of each prompt, by values of each column.
+
+    Attributes:
+        mask: which heads each variant replaces.
+        at: columns at which all variants act on each prompt; -1 fills up.
+        values: what the heads are replaced by there.
+    """
+
+    mask: Bool[Tensor, "variant layer head"]
+    at: Int[Tensor, "_batch at"]
+    values: Float[Tensor, "_batch at layer head d_head"]
+
+    @property
+    def n_variant(self) -> int:
+        return self.mask.shape[0]
+
+    @property
+    def n_layer(self) -> int:
+        return self.mask.shape[1]
+
+    @property
+    def acting(self) -> Bool[Tensor, "variant layer"]:
+        return self.mask.any(dim=2)
+
+    @property
+    def sites(self) -> frozenset[Site]:
+        layers = self.mask.any(dim=2).any(dim=0).nonzero().flatten().tolist()
+        return frozenset(Site("z", layer) for layer in layers)
+
+    @property
+    def at_query_only(self) -> bool:
+        return False
+
+    def columns(self, query: Int[Tensor, " batch"]) -> Int[Tensor, "#batch #variant at"]:
+        return self.at[:, None]
+
+    def change(self, site: Site, activation: Activation) -> Activation:
+        mask = self.mask[None, : activation.shape[1], None, site.layer, :, None]
+        new = self.values[:, None, :, site.layer].to(activation.dtype)
+        return torch.where(mask, new, activation)
+
+    def of_variants(self, index: Int[Tensor, " chosen"]) -> "ReplaceHeadsAt":
+        return replace(self, mask=self.mask[index])
+
+    def of_prompts(self, start: int, stop: int) -> "ReplaceHeadsAt":
+        return replace(self, at=self.at[start:stop], values=self.values[start:stop])
+
+
+@dataclass(frozen=True)
 class PutIn(Edit):
     """What stands at several sites is replaced at once, by values of every variant's own.
 

@@ -1,3 +1,12 @@
+from .ablation import EXCLUDED as EXCLUDED
+from .ablation import RULES as RULES
+from .ablation import SHARES as SHARES
+from .ablation import HeadSet as HeadSet
+from .ablation import exclusive as exclusive
+from .ablation import keep_only as keep_only
+from .ablation import matched_random as matched_random
+from .ablation import sets_of as sets_of
+from .ablation import top_share as top_share
 from .agreement import Correlation as Correlation
 from .agreement import Overlap as Overlap
 from .agreement import compare_head_sets as compare_head_sets
@@ -26,6 +35,9 @@ from .gating import HeadGates as HeadGates
 from .gating import head_gates as head_gates
 from .induction import answer_attention as answer_attention
 from .induction import induction_scores as induction_scores
+from .matrices import agreement_matrix as agreement_matrix
+from .matrices import depth_matrix as depth_matrix
+from .matrices import depth_overlap as depth_overlap
 from .mediation import IndirectEffects as IndirectEffects
 from .mediation import indirect_effects as indirect_effects
 from .mediation import mediation_prompts as mediation_prompts
@@ -39,3 +51,7 @@ from .ranking import top_heads as top_heads
 from .receivers import Receiver as Receiver
 from .score import Scores as Scores
 from .score import join_scores as join_scores
+from .significance import SignedHeads as SignedHeads
+from .significance import permutation_test as permutation_test
+from .significance import pooled as pooled
+from .significance import signed_heads as signed_heads

@@ -1,3 +1,6 @@
+from .ablation import Ablated as Ablated
+from .ablation import AblationSettings as AblationSettings
+from .ablation import ablate_all as ablate_all
 from .plan import Plan as Plan
 from .plan import StudySettings as StudySettings
 from .plan import View as View

@@ -127,6 +127,10 @@ class Plan(Protocol):
         """Prompts that settings of vectors are chosen on."""
         ...
 
+    def asked(self, n: int | None) -> PromptSet:
+        """So many clean test prompts, on which heads are ablated; as many as usual if None."""
+        ...
+
     def evaluate(self, run: Run, methods: Mapping[str, ByKind]) -> pd.DataFrame:
         """Every method on test prompts: the rows of `results.csv`, kept as steps of the run."""
         ...

@@ -167,6 +167,11 @@ class RegressionPlan:
             "shuffled": self.task.prompts("validation", shots=shots, seed=seed, kind="shuffled"),
         }
 
+    def asked(self, n: int | None) -> PointCurves:
+        """Clean test prompts, each asked at T_train points and at the lengths past it."""
+        points = (self.trained, *(p for p in self.lengths if p > self.trained))
+        return self.task.curves("test", points=points, n=n, seed=self.settings.seed)
+
     def evaluate(self, run: Run, methods: Mapping[str, ByKind]) -> pd.DataFrame:
         """Errors of everything on test prompts of every kind and shift."""
         frames = []

@@ -4,9 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 
 from tvlens import figures
@@ -20,11 +22,15 @@ from tvlens.scores.catalogue import HeadScore
 from tvlens.scores.direct import direct_effects
 from tvlens.scores.gating import HeadGates, head_gates, steps_of
 from tvlens.scores.induction import answer_attention, induction_scores
+from tvlens.scores.matrices import COLUMNS as MATRIX
+from tvlens.scores.matrices import agreement_matrix
 from tvlens.scores.mediation import IndirectEffects
 from tvlens.scores.score import Scores
+from tvlens.scores.significance import COLUMNS as SIGNIFICANCE
+from tvlens.scores.significance import permutation_test
 from tvlens.studies import stages
 from tvlens.studies.comparison import COLUMNS, CURVE_KS
-from tvlens.studies.text import TextPlan
+from tvlens.studies.plan import Plan, View
 from tvlens.vectors.ltv.ltv import LearnableTaskVector
 from tvlens.vectors.materials import fitting_ks
 
@@ -38,8 +44,17 @@ SCORE_COLUMNS = ["task", "score", "layer", "head", "value", "ci_low", "ci_high"]
 class Found:
     """What is found of one task, when it is asked for; kept in the run."""
 
-    plan: TextPlan
+    plan: Plan
     run: Run
+
+    @property
+    def view(self) -> View:
+        """On prompts that do not carry the task; of each prompt's own heads where each has its own.
+
+        That is where every prompt has a function of its own, which class means know nothing of.
+        """
+        views = [view for view in self.plan.views if view.prompts == "uninformative"]
+        return max(views, key=lambda view: view.whose == "prompt")
 
     @cached_property
     def means(self) -> HeadMeans:
@@ -49,31 +64,32 @@ class Found:
     @cached_property
     def effects(self) -> IndirectEffects:
         """Indirect effects on label-shuffled prompts."""
-        return stages.mediate(self.plan, self.run, self.means, self.plan.views[0])
+        return stages.mediate(self.plan, self.run, self.means, self.view)
 
     @cached_property
     def ltv(self) -> LearnableTaskVector:
         """The vector that was trained, of the first seed."""
-        plan = self.plan
-        (name,) = plan.fits
-        return stages.train_one(
-            plan.lens, plan.task, self.run, self.means, plan.fits[name], plan.settings.seed
-        )
+        plan, view = self.plan, self.view
+        fit = replace(plan.fits[view.prompts], per_prompt=view.whose == "prompt")
+        return stages.train_one(plan.lens, plan.task, self.run, self.means, fit, plan.settings.seed)
 
     @cached_property
     def attributed(self) -> Scores:
         """Indirect effects to first order, on the prompts of `effects`."""
-        prompts = self.plan.mediation(self.plan.views[0], self.means)
+        prompts = self.plan.mediation(self.view, self.means)
+        means = self.means if self.view.whose == "class" else None
 
         def compute(advance: Callable[[int], None]) -> Scores:
-            return attributed_effects(self.plan.lens, prompts, self.means, progress=advance)
+            return attributed_effects(self.plan.lens, prompts, means, progress=advance)
 
         return self._kept("attribution", len(prompts), compute)
 
     @cached_property
     def direct(self) -> Scores:
         """Direct logit attribution on clean prompts that the model answers."""
-        prompts = self.plan.clean()[list(self.means.kept)]
+        prompts: Any = self.plan.clean()
+        if self.means.count < len(prompts):
+            prompts = prompts[list(self.means.kept)]
 
         def compute(advance: Callable[[int], None]) -> Scores:
             return direct_effects(self.plan.lens, prompts, progress=advance).scores
@@ -93,7 +109,8 @@ class Found:
 
         def compute(_: Callable[[int], None]) -> Scores:
             batch = lens.encode(prompts)
-            shown, _groups = spread("answers", lambda: places(lens, prompts, batch, "roles").names)
+            role = "answers" if lens.readout.has_text else "ys"
+            shown, _groups = spread(role, lambda: places(lens, prompts, batch, "roles").names)
             return answer_attention(
                 lens, prompts, places(lens, prompts, batch, shown).columns.flatten(1)
             )
@@ -165,6 +182,42 @@ def agreement_of(scores: Mapping[str, Scores], ks: Sequence[int]) -> pd.DataFram
     # Columns that are empty in one of the frames would warn in concat; reindexing says so.
     rows = [row for frame in frames for row in frame.to_dict("records")]
     return pd.DataFrame(rows).reindex(columns=COLUMNS).astype({"k": "Int64"})
+
+
+def significance_of(scores: Mapping[str, Scores], *, seed: int) -> pd.DataFrame:
+    """Which heads are more than chance, by every score that can be of either sign on a prompt."""
+    tables = [
+        permutation_test(score, seed=seed, name=name)
+        for name, score in scores.items()
+        if score.values is not None and len(score.values) > 1 and bool((score.values < 0).any())
+    ]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=SIGNIFICANCE)
+
+
+def across_tasks(
+    scores: Mapping[str, Mapping[str, Scores]], ks: Sequence[int], *, seed: int
+) -> pd.DataFrame:
+    """Every two tasks against each other, by each score, beside chance and ceiling.
+
+    Scores that are the same for all tasks, as induction is, say nothing of them and are left out.
+
+    Args:
+        scores: scores of one model, by task and name.
+        ks: sizes of the head sets.
+        seed: seed of the halves that the ceiling is of.
+    """
+    frames = []
+    for name, first in next(iter(scores.values())).items():
+        of_tasks = {task: each[name] for task, each in scores.items()}
+        maps = [each.scores.nan_to_num() for each in of_tasks.values()]
+        if all(torch.equal(maps[0], other) for other in maps[1:]):
+            continue
+        table = agreement_matrix(of_tasks, fitting_ks(ks, first.n_heads), seed=seed)
+        table.insert(0, "score", name)
+        frames.append(table)
+    if not frames:
+        return pd.DataFrame(columns=["score", *MATRIX])
+    return pd.concat(frames, ignore_index=True)
 
 
 def curves_of(scores: Mapping[str, Scores]) -> pd.DataFrame:

@@ -103,6 +103,11 @@ class TextPlan:
             for kind in CHOICE_KINDS
         }
 
+    def asked(self, n: int | None) -> Prompts:
+        """Clean prompts of the test split, every pair asked once if None."""
+        s = self.settings
+        return self.task.prompts("test", shots=s.shots, n=n, seed=s.seed)
+
     def evaluate(self, run: Run, methods: Mapping[str, ByKind]) -> pd.DataFrame:
         """Accuracy, cross-entropy and exact match on every kind of test prompts."""
         s = self.settings
