@@ -87,9 +87,7 @@ class Found:
     @cached_property
     def direct(self) -> Scores:
         """Direct logit attribution on clean prompts that the model answers."""
-        prompts: Any = self.plan.clean()
-        if self.means.count < len(prompts):
-            prompts = prompts[list(self.means.kept)]
+        prompts = self._answered()
 
         def compute(advance: Callable[[int], None]) -> Scores:
             return direct_effects(self.plan.lens, prompts, progress=advance).scores
@@ -120,14 +118,19 @@ class Found:
     @cached_property
     def gates(self) -> HeadGates:
         """Gates of heads at the query position, trained on clean prompts that are answered."""
-        plan = self.plan
-        prompts = plan.clean()[list(self.means.kept)[:GATED]]
+        plan, prompts = self.plan, self._answered(GATED)
 
         def compute() -> HeadGates:
             with progress_bar(f"{plan.task.name}: gates", steps_of()) as advance:
                 return head_gates(plan.lens, prompts, seed=plan.settings.seed, progress=advance)
 
         return self.run.kept(f"{plan.task.name}/gates", HeadGates, compute)
+
+    def _answered(self, n: int | None = None) -> Any:
+        """The clean prompts that the model answers, or so many of them; of points all."""
+        prompts: Any = self.plan.clean()
+        kept = list(self.means.kept)[:n]
+        return prompts[kept] if self.plan.lens.readout.has_text else prompts
 
     def _kept(
         self, name: str, total: int, compute: Callable[[Callable[[int], None]], Scores]
