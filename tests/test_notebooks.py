@@ -11,7 +11,7 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOKS = [ROOT / "notebooks" / f"{name}.ipynb" for name in ("patching", "quickstart")]
+NOTEBOOKS = [ROOT / "notebooks" / f"{name}.ipynb" for name in ("heads", "patching", "quickstart")]
 
 
 @pytest.fixture
