@@ -1,3 +1,4 @@
+from .answers import answer_dots as answer_dots
 from .attribution import approximation as approximation
 from .curves import error_curves as error_curves
 from .modalities import modality_dots as modality_dots
