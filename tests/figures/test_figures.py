@@ -247,6 +247,48 @@ def test_a_metric_that_was_not_measured_is_named() -> None:
         figures.method_dots(results(), metric="fidelity")
 
 
+# --- whole answers --------------------------------------------------------------------------------
+
+
+def answer_results(tasks: int = 2) -> DataFrame:
+    """Whole answers are right half as often as first tokens."""
+    first, whole = results(tasks), results(tasks, "exact_match")
+    return pd.concat([first, whole.assign(value=first["value"] / 2)], ignore_index=True)
+
+
+def test_answer_dots_join_first_tokens_and_whole_answers() -> None:
+    table = answer_results()
+    figure = figures.answer_dots(table)
+    draw(figure)
+    assert [axes.get_title() for axes in figure.axes] == [
+        "zero-shot prompts",
+        "shuffled-label prompts",
+    ]
+    ticks = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert ticks == ["task-0", "task-1"]
+    methods = [name for name in dict.fromkeys(table["method"]) if name not in ("icl", "none")]
+    assert legend_of(figure) == ["in context (clean prompts)", *methods]
+    for axes, kind in zip(figure.axes, ("zero", "shuffled"), strict=True):
+        for method, label in (("icl", "in context (clean prompts)"), ("ltv", "ltv")):
+            own = table[table["method"] == method]
+            own = own[own["prompt"] == ("clean" if method == "icl" else kind)].set_index("metric")
+            whole = line_of(axes, label)
+            np.testing.assert_allclose(whole.get_xdata(), own.loc["exact_match", "value"])
+            first = axes.lines[axes.lines.index(whole) - 1]
+            assert first.get_markerfacecolor() == "white"
+            np.testing.assert_allclose(first.get_xdata(), own.loc["accuracy", "value"])
+            np.testing.assert_allclose(first.get_ydata(), whole.get_ydata())
+
+
+def test_answer_dots_need_both_measures() -> None:
+    with pytest.raises(UnknownNameError, match=r"no accuracy and exact_match on .*\['accuracy'\]"):
+        figures.answer_dots(results())
+    some = answer_results().query("prompt != 'shuffled'")
+    figure = figures.answer_dots(some[some["task"] == "task-1"])
+    draw(figure)
+    assert len(figure.axes) == 1
+
+
 # --- error curves ---------------------------------------------------------------------------------
 
 
@@ -441,6 +483,7 @@ def test_training_history_marks_the_lowest_validation_loss() -> None:
     [
         (figures.overlap_curve, curve(), "chance_low"),
         (figures.method_dots, results(), "ci_high"),
+        (figures.answer_dots, answer_results(), "ci_low"),
         (figures.training_history, DataFrame({"step": [1], "train_loss": [1.0]}), None),
         (figures.layer_profiles, DataFrame({"task": [], "layer": [], "score": []}), None),
         (

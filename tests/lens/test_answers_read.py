@@ -162,8 +162,10 @@ def test_greedy_decoding_gives_what_is_answered():
     rows = batch.inputs.tolist()
     kept = [[token for token, real in zip(row, mask, strict=True) if real]
             for row, mask in zip(rows, batch.mask.tolist(), strict=True)]  # fmt: skip
-    right = Batch.pad(kept, [[each[:2]] for each in said.tolist()])
-    ends = [[each[2]] for each in said.tolist()]
+    # Every second answer is one token, and the next one its end.
+    parts = [each[: 2 - i % 2 + 1] for i, each in enumerate(said.tolist())]
+    right = Batch.pad(kept, [[part[:-1]] for part in parts])
+    ends = [part[-1:] for part in parts]
     ends[3] = [(ends[3][0] + 1) % zoo.D_VOCAB]
     whole = right.with_answers(ends)
     outputs = lens.engine.run(lens.engine.read(whole), NoEdit(LAYERS))
@@ -188,12 +190,20 @@ def test_a_lens_of_whole_answers_encodes_them_with_the_end(lens):
         whole.answering("first")
 
 
-def test_the_end_is_the_token_that_the_layout_makes_of_it():
+class Marking:
+    """Reads characters, and begins every text with a mark, as SentencePiece does."""
+
+    def __call__(self, texts, add_special_tokens):
+        several = [[1, *map(ord, text)] for text in ([texts] if isinstance(texts, str) else texts)]
+        return type("Read", (), {"input_ids": several[0] if isinstance(texts, str) else several})
+
+
+@pytest.mark.parametrize("tokenizer", [Marking(), byte_level.tokenizer()])
+def test_the_end_is_the_token_that_the_layout_makes_of_it(tokenizer):
     """As in demonstrations, not as the separator alone is cut into tokens."""
-    tokenizer = byte_level.tokenizer()
     texts, behind = ["A: x", "A: y"], ["\n\nQ: ", ""]
-    joint = tokenizer(texts[0] + behind[0], add_special_tokens=False).input_ids
-    own = tokenizer(texts[0], add_special_tokens=False).input_ids
+    joint = tokenizer([texts[0] + behind[0]], add_special_tokens=False).input_ids[0]
+    own = tokenizer([texts[0]], add_special_tokens=False).input_ids[0]
     assert ends_of_texts(tokenizer, texts, behind) == [[joint[len(own)]], []]
 
 

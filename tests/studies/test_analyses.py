@@ -162,6 +162,43 @@ def test_regression_study_writes_summary_and_claims(regression, again):
     assert "What the paper claims" in said
 
 
+def test_whole_answers_compares_what_is_trained_on_them(model, data, tmp_path, again):
+    options = ["--model", model, "--data", str(data), "--tasks", ",".join(trained.TASKS)]
+    options += ["--shots", SHOTS, "--steps", "4", "--n-test", "6", "--n-means", "10"]
+    options += ["--n-effects", "4", "--out", "found"]
+    said = again("whole_answers.py", tmp_path, *options)
+    found = tmp_path / "found"
+    for name in ("whole-answers", "gaps"):
+        assert (found / f"{name}.md").read_text() in said
+        assert (found / f"{name}.tex").read_text().startswith(r"\begin{tabular}")
+    assert (found / "figures" / "whole-answers.pdf").stat().st_size > 1000
+
+    table = pd.read_csv(found / "whole-answers.csv").set_index(["task", "method"])
+    methods = ["first token, once", "first token, everywhere", "whole, once", "whole, everywhere"]
+    methods += ["whole, everywhere, means at answers", "none", "icl"]
+    results = pd.read_csv(found / "results.csv")
+    results = results.set_index(["task", "method", "prompt", "metric"])["value"]
+    for task in trained.TASKS:
+        assert {*table.loc[task].index} == {*methods}
+        row = table.loc[(task, "whole, everywhere")]
+        assert row["zero, accuracy"] == results[task, "whole, everywhere", "zero", "accuracy"]
+        assert row["seconds of a step"] > 0
+        icl = table.loc[(task, "icl")]
+        assert icl["zero, exact_match"] == results[task, "icl", "clean", "exact_match"]
+        assert icl["zero, exact_match"] == icl["shuffled, exact_match"] > 0.5
+    trainings = pd.read_csv(found / "trainings.csv")
+    assert len(trainings) == 4 * len(trained.TASKS)
+    assert (trainings["validation loss"] <= trainings["validation loss without"]).all()
+    gaps = pd.read_csv(found / "gaps.csv")
+    assert list(gaps["task"]) == [*trained.TASKS]
+    gap = gaps["zero-shot, exact match"] - gaps["ICL, exact match"]
+    assert np.allclose(gaps["gap"], gap)
+
+    before = steps(found)
+    assert again("whole_answers.py", tmp_path, *options) == said
+    assert steps(found) == before
+
+
 def test_claims_follow_from_the_gains(functions):
     script = functions("regression_study.py")
     gains = {"bare": None, "fv_layer_class": 1.1, "ltv_class": 2.0, "ltv_prompt": 0.5}

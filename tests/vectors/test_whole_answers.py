@@ -100,6 +100,19 @@ def test_prompts_read_for_first_tokens_are_not_those_of_whole_answers(lens, mean
         fit_ltv(lens, zoo.TASK, means, settings=SETTINGS, read=read)
 
 
+def test_steps_are_as_wide_as_their_answers_and_see_all_kinds(lens):
+    training = read_fit_prompts(lens, zoo.TASK, SETTINGS, 0).training
+    tokens = (training.reading.batch.following >= 0).sum(dim=1).tolist()
+    assert tokens == sorted(tokens)
+    assert {*tokens} == {2, 3}
+    columns = [training.rows(slice(i, i + 16)).reading.batch for i in (0, 16, 32)]
+    assert [batch.n_read for batch in columns] == [2, 3, 3]
+    zero = min(training.reading.batch.mask.sum(dim=1).tolist())
+    for batch in columns:
+        prompts = batch.mask[:, : int(batch.query[0]) + 1].sum(dim=1)
+        assert (prompts <= zero).sum() == 8
+
+
 def spoken(lens, vector, positions="own"):
     prompts = zoo.TASK.prompts("test", kind="zero", n=6)
     return generate_tokens(lens, prompts, vector, n_tokens=4, positions=positions)

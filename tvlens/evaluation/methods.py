@@ -104,7 +104,9 @@ def evaluate(
         of prompts), answers (right answers of the prompt that has most). Metrics are the measures
         of the lens' readout; for text accuracy and cross_entropy (first answer token; cross-entropy
         in nats), perplexity, and exact_match (the greedy continuation is the answer). Any right
-        answer counts in accuracy and exact_match, the likeliest in cross_entropy. Where first
+        answer counts in accuracy and exact_match, the likeliest in cross_entropy. Of a lens of
+        whole answers the one metric is answer_cross_entropy, summed over an answer's tokens and its
+        end. Where first
         tokens do not tell answers apart, a warning says so, and exact_match comes first.
 
     Raises:

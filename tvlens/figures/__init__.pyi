@@ -1,4 +1,5 @@
 from .ablation import ablation_curves as ablation_curves
+from .answers import answer_dots as answer_dots
 from .attribution import approximation as approximation
 from .curves import error_curves as error_curves
 from .matrices import agreement_matrix as agreement_matrix

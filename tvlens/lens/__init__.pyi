@@ -27,6 +27,7 @@ from .readout import FirstToken as FirstToken
 from .readout import Measure as Measure
 from .readout import Readout as Readout
 from .readout import SquaredError as SquaredError
+from .readout import WholeAnswer as WholeAnswer
 from .replay import ReplayEngine as ReplayEngine
 from .sites import SITE_KINDS as SITE_KINDS
 from .sites import Site as Site

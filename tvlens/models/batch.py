@@ -66,6 +66,8 @@ class Batch:
     @property
     def answer_columns(self) -> range:
         """Columns behind the query at which tokens are read off."""
+        if self.following is None:
+            return range(0)
         query = int(self.query[0])
         return range(query + 1, query + self.n_read)
 

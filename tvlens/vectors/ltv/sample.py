@@ -79,6 +79,14 @@ class Sample:
         order = torch.arange(len(self)).view(n_sets, -1).T.flatten()
         return self.rows(order.to(self.reading.batch.inputs.device))
 
+    def by_answer(self) -> "Sample":
+        """The prompts of whole answers, short ones first: a span of them is no wider than it must
+        be. Others as they are."""
+        following = self.reading.batch.following
+        if following is None:
+            return self
+        return self.rows((following >= 0).sum(dim=1).argsort(stable=True))
+
     def pieces(self, rows: int) -> Iterator["Sample"]:
         """The prompts in order, at most so many at a time."""
         for start in range(0, len(self), rows):
@@ -157,7 +165,8 @@ def read_fit_prompts(
         )
     )
     n_sets = len(settings.kinds) * len(settings.lengths)
-    return FitPrompts(training.in_turn(n_sets), validation, _drawn(task, settings, seed))
+    training = training.in_turn(n_sets).by_answer()
+    return FitPrompts(training, validation, _drawn(task, settings, seed))
 
 
 def training_prompts(task: PromptSource, settings: FitSettings, seed: int) -> list[PromptSet]:
