@@ -4,13 +4,13 @@
     python analyses/ablation.py --preset smoke         # a few prompts, to see that all of it runs
     python analyses/ablation.py --out runs/ablation    # goes on where it was stopped
 
-Writes to OUT, from OUT/text and OUT/regression, which hold what `tvlens ablate` writes,
+OUT/text and OUT/regression hold what `tvlens ablate` writes; OUT/both holds
 - ablation.csv, ablation_areas.csv: every curve and the area under it, of both modalities,
 - summary.{csv,md,tex}: by task and score, the mean of the measure over the shares, for the best
-  heads, those that no other score calls best, and random ones of the same layers, beside the
+  heads, for those without another score's best, and for random ones of the same layers, beside the
   overlap of the score's best heads with those of the first score,
 - depths.{csv,md,tex}: how far the scores of every two tasks, of both modalities, lie equally deep,
-- task_agreement.csv, significance.csv: every two text tasks by each score, and heads against chance,
+- task_agreement.csv: every two text tasks by each score; significance.csv: heads against chance,
 - figures: accuracy of the text tasks and errors of the function classes against the share of heads
   ablated, with the band of random sets, and the same of exclusive sets.
 """
