@@ -1,6 +1,6 @@
 """Which of two sets of heads a model needs: text tasks and function classes, head sets ablated.
 
-    python analyses/ablation.py                        # preset small: half a day on two cores
+    python analyses/ablation.py                        # preset small: some hours on two cores
     python analyses/ablation.py --preset smoke         # a few prompts, to see that all of it runs
     python analyses/ablation.py --out runs/ablation    # goes on where it was stopped
 
@@ -196,6 +196,7 @@ def summary(areas: pd.DataFrame, agreement: pd.DataFrame) -> tuple[pd.DataFrame,
         agreement: agreement of every two scores of each task.
     """
     first = areas["score"].iloc[0]
+    last = f"overlap with {first}"
     overlap = agreement[agreement["measure"] == "overlap"]
     overlap = overlap.loc[overlap.groupby(["task", "comparison"])["k"].idxmin()]
     shared = overlap.set_index(["task", "comparison"])["value"]
@@ -226,12 +227,13 @@ def summary(areas: pd.DataFrame, agreement: pd.DataFrame) -> tuple[pd.DataFrame,
                 for found in rows.itertuples():
                     row[label] = found.value
                     text[label] = with_interval(found.value, found.ci_low, found.ci_high)
-            label = f"overlap with {first}"
-            row[label] = shared.get((task, f"{first} and {score}"))
-            text[label] = "" if pd.isna(row[label]) else f"{row[label]:.2f}"
+            row[last] = shared.get((task, f"{first} and {score}"))
+            text[last] = "" if pd.isna(row[last]) else f"{row[last]:.2f}"
             values.append(row)
             texts.append(text)
-    return pd.DataFrame(values), pd.DataFrame(texts).fillna("")
+    tables = pd.DataFrame(values), pd.DataFrame(texts).fillna("")
+    numbers, shown = (table[[*table.columns.drop(last), last]] for table in tables)
+    return numbers, shown
 
 
 if __name__ == "__main__":
