@@ -1,16 +1,16 @@
 """Which of two sets of heads a model needs: text tasks and function classes, head sets ablated.
 
-    python analyses/ablation.py                        # preset small: half a day on two cores
+    python analyses/ablation.py                        # preset small: some hours on two cores
     python analyses/ablation.py --preset smoke         # a few prompts, to see that all of it runs
     python analyses/ablation.py --out runs/ablation    # goes on where it was stopped
 
-Writes to OUT, from OUT/text and OUT/regression, which hold what `tvlens ablate` writes,
+OUT/text and OUT/regression hold what `tvlens ablate` writes; OUT/both holds
 - ablation.csv, ablation_areas.csv: every curve and the area under it, of both modalities,
 - summary.{csv,md,tex}: by task and score, the mean of the measure over the shares, for the best
-  heads, those that no other score calls best, and random ones of the same layers, beside the
+  heads, for those without another score's best, and for random ones of the same layers, beside the
   overlap of the score's best heads with those of the first score,
 - depths.{csv,md,tex}: how far the scores of every two tasks, of both modalities, lie equally deep,
-- task_agreement.csv, significance.csv: every two text tasks by each score, and heads against chance,
+- task_agreement.csv: every two text tasks by each score; significance.csv: heads against chance,
 - figures: accuracy of the text tasks and errors of the function classes against the share of heads
   ablated, with the band of random sets, and the same of exclusive sets.
 """
@@ -196,6 +196,7 @@ def summary(areas: pd.DataFrame, agreement: pd.DataFrame) -> tuple[pd.DataFrame,
         agreement: agreement of every two scores of each task.
     """
     first = areas["score"].iloc[0]
+    last = f"overlap with {first}"
     overlap = agreement[agreement["measure"] == "overlap"]
     overlap = overlap.loc[overlap.groupby(["task", "comparison"])["k"].idxmin()]
     shared = overlap.set_index(["task", "comparison"])["value"]
@@ -226,12 +227,13 @@ def summary(areas: pd.DataFrame, agreement: pd.DataFrame) -> tuple[pd.DataFrame,
                 for found in rows.itertuples():
                     row[label] = found.value
                     text[label] = with_interval(found.value, found.ci_low, found.ci_high)
-            label = f"overlap with {first}"
-            row[label] = shared.get((task, f"{first} and {score}"))
-            text[label] = "" if pd.isna(row[label]) else f"{row[label]:.2f}"
+            row[last] = shared.get((task, f"{first} and {score}"))
+            text[last] = "" if pd.isna(row[last]) else f"{row[last]:.2f}"
             values.append(row)
             texts.append(text)
-    return pd.DataFrame(values), pd.DataFrame(texts).fillna("")
+    tables = pd.DataFrame(values), pd.DataFrame(texts).fillna("")
+    numbers, shown = (table[[*table.columns.drop(last), last]] for table in tables)
+    return numbers, shown
 
 
 if __name__ == "__main__":

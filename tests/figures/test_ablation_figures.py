@@ -23,7 +23,7 @@ def table(rule: str = "top", tasks: int = 2, metric: str = "accuracy") -> DataFr
             for share in SHARES:
                 rows.append((f"task {task}", name, rule, share, np.nan, 0.9 - pace * share / 2))
                 for draw in range(20 if share and rule == "top" else 0):
-                    value = 0.9 - share * draw / 19
+                    value = 0.9 - share * (draw + pace) / 22
                     rows.append((f"task {task}", name, "random", share, draw, value))
     found = DataFrame(rows, columns=["task", "score", "rule", "share", "draw", "value"])
     found = found.assign(set_to="mean", positions="query", metric=metric)
@@ -75,7 +75,7 @@ def test_the_band_holds_the_random_sets_of_all_scores():
     (band,) = [c for c in figure.axes[0].collections if isinstance(c, PolyCollection)]
     vertices = band.get_paths()[0].vertices
     at_last = vertices[np.isclose(vertices[:, 0], 0.2), 1]
-    draws = [0.9 - 0.2 * draw / 19 for draw in range(20)] * 3
+    draws = [0.9 - 0.2 * (draw + pace) / 22 for draw in range(20) for pace in (1, 2, 3)]
     assert (at_last.min(), at_last.max()) == pytest.approx(
         (np.quantile(draws, 0.025), np.quantile(draws, 0.975))
     )

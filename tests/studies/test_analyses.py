@@ -242,6 +242,43 @@ def test_error_ratio_measures_both_kinds_of_rows(regression, again):
     assert longer.iloc[0] != longer.iloc[1]
 
 
+def test_ablation_of_both_modalities(regression, model, data, again):
+    names = ",".join(trained.TASKS)
+    words = ["--preset", "smoke", "--data", str(data), "--tasks", names, "--model", model]
+    words += ["--shots", SHOTS, "--functions", "tiny.safetensors", "--out", "ablation"]
+    said = again("ablation.py", regression, *words)
+    both = regression / "ablation" / "both"
+    assert (both / "summary.md").read_text() in said
+    table = pd.read_csv(both / "ablation.csv")
+    assert list(table["task"].unique()) == [*trained.TASKS, "tiny"]
+    figures = {path.stem for path in (both / "figures").iterdir()}
+    assert figures == {
+        f"{name}-{rule}-{metric}"
+        for rule in ("top", "exclusive")
+        for name, metric in (
+            ("text", "accuracy"),
+            ("regression", "squared_error"),
+            ("regression", "squared_error_past"),
+        )
+    }
+    areas = pd.read_csv(both / "ablation_areas.csv")
+    summary = pd.read_csv(both / "summary.csv").set_index(["task", "score", "measure"])
+    of = "task == 'seven-on' and score == 'ltv' and rule == 'top' and metric == "
+    row = summary.loc[("seven-on", "ltv", "accuracy")]
+    (found,) = areas.query(f"{of} 'accuracy'")["value"]
+    assert row["best heads"] == pytest.approx(found)
+    (found,) = areas.query(f"{of} 'accuracy_minus_random'")["value"]
+    assert row["best - random"] == pytest.approx(found)
+    assert 0 <= row["overlap with aie"] <= 1
+    depths = pd.read_csv(both / "depths.csv")
+    assert depths["value"].between(0, 1).all()
+    assert {"seven-on aie", "tiny aie"} <= {*depths["first"], *depths["second"]}
+    assert set(pd.read_csv(both / "task_agreement.csv")["first"]) == set(trained.TASKS)
+    before = steps(regression / "ablation" / "text")
+    assert again("ablation.py", regression, *words) == said
+    assert steps(regression / "ablation" / "text") == before
+
+
 def test_both_modalities_are_put_side_by_side(regression, model, data, again, tmp_path):
     names = ",".join(trained.TASKS)
     text = ["--data", data, "--tasks", names, "--model", model, "--shots", SHOTS, "--steps", "3"]
