@@ -61,6 +61,14 @@ METRICS = {
 }
 LOWER = ("cross_entropy", "d_ntp", "d_ntp_labels")
 SMOKE_TEXT: dict[str, Any] = {"n_means": 30, "n_mediation": 8, "n_test": 12}
+SMOKE_POINTS: dict[str, Any] = {
+    "n_means": 64,
+    "n_mediation": 16,
+    "n_test": 16,
+    "n_oracle": 4,
+    "n_slow": 2,
+    "n_dummy": 4,
+}
 
 
 def main(
@@ -70,6 +78,7 @@ def main(
     out: options.OutOption = Path("runs/rivals"),
     data: options.DataOption = None,
     model: options.ModelOption = "smollm2-135m",
+    shots: options.ShotsOption = 10,
     seed: options.SeedOption = 0,
 ) -> None:
     """Every method on text tasks and on function classes, and tables of what beats what."""
@@ -79,7 +88,8 @@ def main(
         chosen = options.read_tasks(tasks.split(",")[0] if smoke else tasks, data, "error")
         settings = TextSettings(
             seed=seed,
-            ltv=options.fit_settings("default", None, TextSettings.shots),
+            shots=shots,
+            ltv=options.fit_settings("default", None, shots),
             ltv_seeds=1,
             control_draws=1,
             methods=every,
@@ -100,7 +110,7 @@ def main(
         )
         if smoke:
             ltv = replace(points.ltv, steps=20, n_prompts=128, n_validation=64)
-            points = replace(points, ltv=ltv, n_test=32, n_means=64, n_mediation=16)
+            points = replace(points, ltv=ltv, **SMOKE_POINTS)
         config = {"functions": list(models), "backend": "bridge", "settings": asdict(points)}
         folder, seeds = out / "regression", {"seed": seed}
         with Run.open(folder, "study regression", config, data=digests, seeds=seeds) as run:

@@ -313,3 +313,41 @@ def test_effective_share_and_depth_by_hand(functions):
     # (1 + 1 + 2)² / (1 + 1 + 4) = 8 / 3 of six heads; half of the mass in the last of three layers.
     assert script.effective_share(scores) == pytest.approx(8 / 3 / 6)
     assert script.depth(scores) == pytest.approx(0.5)
+
+
+def test_rivals_stand_in_tables_and_their_vectors_carry_over(model, data, tmp_path, again):
+    first = next(iter(trained.TASKS))
+    options = ["--preset", "smoke", "--model", model, "--data", str(data), "--shots", SHOTS]
+    options += ["--tasks", first, "--functions", "linear", "--out", "rivals"]
+    said = again("rivals.py", tmp_path, *options)
+    found = tmp_path / "rivals"
+    table = pd.read_csv(found / "text.csv")
+    assert {"LTV", "head mixing", "in-context vector", "Hendel's task vector"} <= {*table["method"]}
+    assert table.loc[table["method"] == "ICL", "accuracy"].notna().all()
+    assert table.loc[table["method"] == "LTV", "d_NTP"].notna().all()
+    tidy = pd.read_csv(found / "text" / "text_tasks.csv")
+    own = tidy.query("method == 'ltv' and prompt == 'zero'").set_index("metric")["value"]
+    row = table.query("method == 'LTV' and prompts == 'zero'").iloc[0]
+    assert row["accuracy"] == own["accuracy"]
+    assert row["d_NTP"] == own["d_ntp"]
+    heads = pd.read_csv(found / "heads_needed.csv")
+    assert {*heads["method"]} == {"LTV", "FV"}
+    assert {*heads["k"]} == {1, 2, 3, 4}
+    errors = pd.read_csv(found / "regression.csv")
+    assert {"1 T", "1.5 T", "2.5 T"} <= {*errors.columns}
+    assert "below the LTV of the class" in said
+    for name in ("rivals-accuracy", "rivals-d_ntp", f"states-{first}", "heads-needed"):
+        assert (found / "text" / "figures" / f"{name}.pdf").stat().st_size > 1000
+    before = steps(found / "text"), steps(found / "regression")
+    assert again("rivals.py", tmp_path, *options) == said
+    assert (steps(found / "text"), steps(found / "regression")) == before
+
+    options = ["--study", str(found / "text"), "--model", model, "--data", str(data)]
+    again("transfer.py", tmp_path, *options, "--out", "transfer")
+    carried = pd.read_csv(tmp_path / "transfer" / "transfer.csv")
+    assert {*carried["layout"]} == {"question-answer", "input-output", "arrow", "running text"}
+    there = carried.query("layout == 'question-answer' and method == 'ltv'")["value"].item()
+    assert there == own["accuracy"]
+    message = "rivals holds no vectors of ltv, fv_layer, mixing for zero-shot prompts"
+    with pytest.raises(SystemExit, match=message):
+        again("transfer.py", tmp_path, "--study", str(found), "--out", "none")

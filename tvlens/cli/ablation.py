@@ -57,7 +57,7 @@ def ablate(
     scores: Annotated[
         str,
         typer.Option("--scores", help="Scores that choose the heads, separated by commas, or all."),
-    ] = "aie,ltv,direct,induction",
+    ] = "aie,ltv,gates,induction,direct",
     rule: Annotated[
         str,
         typer.Option(
