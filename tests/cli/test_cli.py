@@ -450,8 +450,8 @@ def test_the_paper_preset_is_the_released_codes(source, tmp_path):
 
 # --- help -----------------------------------------------------------------------------------------
 
-COMMANDS = ["models", "tasks", "mediate", "patch", "score", "fit", "evaluate", "compare", "study"]
-COMMANDS += ["bench", "regression"]
+COMMANDS = ["models", "tasks", "mediate", "patch", "score", "ablate", "fit", "evaluate", "compare"]
+COMMANDS += ["study", "bench", "regression"]
 GROUP = ["train", "bench", "models"]
 
 

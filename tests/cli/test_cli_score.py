@@ -121,6 +121,14 @@ def test_heads_are_held_against_chance_and_tasks_against_each_other(whole):
     assert one["ceiling"].between(0, 1).all()
     assert shared.query("score == 'ltv'")["ceiling"].isna().all()
     assert (whole / "figures" / "tasks-aie.pdf").exists()
+    pooled = pd.read_csv(whole / "pooled.csv").query("score == 'aie'")
+    maps = [
+        scores.query("score == 'aie' and task == @task")["value"].to_numpy()
+        for task in trained.TASKS
+    ]
+    expected = np.mean([(x - x.mean()) / x.std() for x in maps], axis=0)
+    assert pooled["value"].to_numpy() == pytest.approx(expected, abs=1e-5)
+    assert pooled["task"].unique().tolist() == ["pooled"]
 
 
 def test_the_interval_of_a_rank_correlation():

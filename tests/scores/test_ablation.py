@@ -125,6 +125,13 @@ def test_heads_become_a_mask():
             r"'b' of m with \(2, 4\); expected scores of one model",
         ),
         (
+            lambda: sets_of(
+                {"a": scores(), "b": scores(model=""), "c": scores(model="x")}, ["top"]
+            ),
+            ShapeError,
+            r"scores 'a' are of m with \(3, 4\) \(layer, head\), 'c' of x",
+        ),
+        (
             lambda: sets_of({"a": scores()}, ["top", "best"]),
             UnknownNameError,
             "there is no rule 'best'; expected some of top, exclusive, keep",

@@ -99,7 +99,10 @@ def ablate(
     ] = None,
     exact_match: Annotated[
         bool,
-        typer.Option("--exact-match", help="Also generate whole answers, which takes longer."),
+        typer.Option(
+            "--exact-match",
+            help="Also generate whole answers, ablated at the query, which takes longer.",
+        ),
     ] = False,
     model: ModelOption = "smollm2-135m",
     data: DataOption = None,

@@ -102,7 +102,7 @@ def score(
 
     And OUT/agreement.csv and OUT/overlap_curves.csv, every two of them against each other,
     OUT/significance.csv, which heads are more than chance, and, of several tasks,
-    OUT/task_agreement.csv, every two tasks against each other.
+    OUT/task_agreement.csv, every two tasks against each other, and OUT/pooled.csv, all together.
     """
     chosen = read_tasks(tasks, data, duplicates, template)
     wanted = scores_named(listed("--by", by))
@@ -152,6 +152,8 @@ def score(
         if len(by_task) > 1:
             shared = scoring.across_tasks(by_task, settings.compare_ks, seed=seed)
             run.write_table("task_agreement", shared)
+            if together := scoring.pooled_of(by_task):
+                run.write_table("pooled", scoring.table_of(together, seed=seed))
             for name in shared["score"].unique():
                 drawn = figures.agreement_matrix(shared[shared["score"] == name])
                 run.write_figure(f"tasks-{name}", drawn)

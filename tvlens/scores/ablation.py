@@ -7,6 +7,7 @@ head. Share 0 is no head at all, which every curve may begin with.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Literal, get_args
 
 import torch
@@ -255,14 +256,13 @@ def require_one_model(scores: Mapping[str, Scores]) -> None:
     Raises:
         ShapeError: they differ in model, or in layers and heads.
     """
-    facts = {name: (each.model, tuple(each.scores.shape)) for name, each in scores.items()}
-    for (a, (model_a, shape_a)), (b, (model_b, shape_b)) in zip(
-        [*facts.items()][:-1], [*facts.items()][1:], strict=True
-    ):
-        if shape_a != shape_b or (model_a and model_b and model_a != model_b):
+    for (a, one), (b, other) in combinations(scores.items(), 2):
+        shapes = tuple(one.scores.shape), tuple(other.scores.shape)
+        if shapes[0] != shapes[1] or (one.model and other.model and one.model != other.model):
             raise ShapeError(
-                f"scores {a!r} are of {model_a or 'a model'} with {shape_a} (layer, head), "
-                f"{b!r} of {model_b or 'a model'} with {shape_b}; expected scores of one model"
+                f"scores {a!r} are of {one.model or 'a model'} with {shapes[0]} (layer, head), "
+                f"{b!r} of {other.model or 'a model'} with {shapes[1]}; expected scores of one "
+                "model"
             )
 
 

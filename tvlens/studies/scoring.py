@@ -27,7 +27,7 @@ from tvlens.scores.matrices import agreement_matrix
 from tvlens.scores.mediation import IndirectEffects
 from tvlens.scores.score import Scores
 from tvlens.scores.significance import COLUMNS as SIGNIFICANCE
-from tvlens.scores.significance import permutation_test
+from tvlens.scores.significance import permutation_test, pooled
 from tvlens.studies import stages
 from tvlens.studies.comparison import COLUMNS, CURVE_KS
 from tvlens.studies.plan import Plan, View
@@ -212,8 +212,7 @@ def across_tasks(
     frames = []
     for name, first in next(iter(scores.values())).items():
         of_tasks = {task: each[name] for task, each in scores.items()}
-        maps = [each.scores.nan_to_num() for each in of_tasks.values()]
-        if all(torch.equal(maps[0], other) for other in maps[1:]):
+        if _same([*of_tasks.values()]):
             continue
         table = agreement_matrix(of_tasks, fitting_ks(ks, first.n_heads), seed=seed)
         table.insert(0, "score", name)
@@ -221,6 +220,27 @@ def across_tasks(
     if not frames:
         return pd.DataFrame(columns=["score", *MATRIX])
     return pd.concat(frames, ignore_index=True)
+
+
+def pooled_of(scores: Mapping[str, Mapping[str, Scores]]) -> dict[str, Scores]:
+    """Every score over all tasks together; intervals are over tasks.
+
+    Those that are the same for all tasks, or for all heads of one, are left out.
+
+    Args:
+        scores: scores of one model, by task and name.
+    """
+    found = {}
+    for name in next(iter(scores.values())):
+        each = [of_task[name] for of_task in scores.values()]
+        if not _same(each) and all(score.scores.nan_to_num().std() > 0 for score in each):
+            found[name] = pooled(each)
+    return found
+
+
+def _same(scores: Sequence[Scores]) -> bool:
+    maps = [score.scores.nan_to_num() for score in scores]
+    return all(torch.equal(maps[0], other) for other in maps[1:])
 
 
 def curves_of(scores: Mapping[str, Scores]) -> pd.DataFrame:
