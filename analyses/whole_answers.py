@@ -21,6 +21,7 @@ Written to the run folder, which resumes
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -40,7 +41,9 @@ from tvlens.runs.run import Run
 from tvlens.runs.tables import write_tables
 from tvlens.scores.agreement import spearman
 from tvlens.scores.mediation import IndirectEffects
+from tvlens.studies import stages
 from tvlens.tasks.text.task import Task
+from tvlens.vectors.ltv.sample import FitPrompts
 from tvlens.vectors.vector import TaskVector, Vector
 
 STUDIED = "present-past,singular-plural,country-nationality,verb-gerund,capitalize-word"
@@ -92,8 +95,12 @@ def main(
             clean = task.prompts("train", shots=shots, n=n_means, seed=seed)
             means = {at: _means(lens, run, clean, at) for at in ("query", "answers")}
             vectors: dict[str, tvlens.LearnableTaskVector] = {}
+            read = {
+                fit.answer: stages.reader(lens, task, fit, seed) for fit, _ in trainings.values()
+            }
             for name, (fit, at) in trainings.items():
-                vectors[name], rows = _train(lens, run, task, means[at], name, fit, seed)
+                made = _train(lens, run, task, means[at], name, fit, seed, read[fit.answer])
+                vectors[name], rows = made
                 trained.append(rows)
             asked = tvlens.mediation_prompts(task, clean, means["query"], n=n_effects, seed=seed)
             of_heads = {
@@ -137,13 +144,14 @@ def _train(
     name: str,
     settings: tvlens.FitSettings,
     seed: int,
+    read: Callable[[], FitPrompts],
 ) -> tuple[tvlens.LearnableTaskVector, pd.DataFrame]:
     """A trained vector, and a row on its training."""
     label = name.replace(", ", "-").replace(" ", "-")
     checkpoint = run.folder / "checkpoints" / f"{task.name}-{label}.safetensors"
 
     def compute() -> dict[str, Any]:
-        times = [perf_counter()]
+        times: list[float] = []
         with progress_bar(f"{task.name}: {name}", settings.steps) as advance:
 
             def step(n: int) -> None:
@@ -156,11 +164,12 @@ def _train(
                 means,
                 settings=settings,
                 seed=seed,
+                read=read(),
                 checkpoint=checkpoint,
                 progress=step,
             )
-        # The first step comes behind the reading of prompts, others behind validations.
-        taken = [after - before for before, after in pairwise(times[1:])]
+        # Before the first step stands a validation, and before a few others.
+        taken = [after - before for before, after in pairwise(times)]
         tensors, facts = ltv.state()
         seconds = pd.DataFrame({"seconds": [median(taken) if taken else float("nan")]})
         return {"ltv": tensors, "facts": facts, "seconds": seconds}
