@@ -15,12 +15,14 @@ ended as the layout ends it.
 Written to the run folder, which resumes
 - whole-answers.{csv,md,tex}: by task and method, both measures on zero-shot and shuffled prompts,
   and the seconds that a training step took (median),
-- gaps.{csv,md,tex}: by task, exact match of the whole-answer vector against in-context learning,
-  and heads of highest whole-answer and first-token effect,
+- gaps.{csv,md,tex}: by task, exact match of in-context learning and of the whole-answer vector of
+  lowest validation loss, what the first token said, and how far the heads of highest effect on the
+  first token and on the whole answer are the same,
 - results, trainings and effects as tidy tables; figures/whole-answers.{pdf,png}.
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -40,7 +42,9 @@ from tvlens.runs.run import Run
 from tvlens.runs.tables import write_tables
 from tvlens.scores.agreement import spearman
 from tvlens.scores.mediation import IndirectEffects
+from tvlens.studies import stages
 from tvlens.tasks.text.task import Task
+from tvlens.vectors.ltv.sample import FitPrompts
 from tvlens.vectors.vector import TaskVector, Vector
 
 STUDIED = "present-past,singular-plural,country-nationality,verb-gerund,capitalize-word"
@@ -59,7 +63,6 @@ TRAININGS: dict[str, tuple[tvlens.FitSettings, Any]] = {
 }
 """How vectors are trained, and where the means that they weigh are taken, by name."""
 
-REPORTED = "whole, everywhere"
 KINDS: tuple[Any, ...] = ("zero", "shuffled")
 
 
@@ -92,8 +95,12 @@ def main(
             clean = task.prompts("train", shots=shots, n=n_means, seed=seed)
             means = {at: _means(lens, run, clean, at) for at in ("query", "answers")}
             vectors: dict[str, tvlens.LearnableTaskVector] = {}
+            read = {
+                fit.answer: stages.reader(lens, task, fit, seed) for fit, _ in trainings.values()
+            }
             for name, (fit, at) in trainings.items():
-                vectors[name], rows = _train(lens, run, task, means[at], name, fit, seed)
+                made = _train(lens, run, task, means[at], name, fit, seed, read[fit.answer])
+                vectors[name], rows = made
                 trained.append(rows)
             asked = tvlens.mediation_prompts(task, clean, means["query"], n=n_effects, seed=seed)
             of_heads = {
@@ -103,7 +110,7 @@ def main(
             effects += [x.to_frame(seed=seed).assign(answer=name) for name, x in of_heads.items()]
             found = _evaluate(lens, run, task, _methods(vectors), shots, n_test, seed)
             results.append(found)
-            gaps.append(_gap(task, found, of_heads))
+            gaps.append(_gap(task, found, of_heads, _best(vectors)))
         tidy = pd.concat(results, ignore_index=True)
         of_training = pd.concat(trained, ignore_index=True)
         run.write_table("results", tidy)
@@ -137,13 +144,14 @@ def _train(
     name: str,
     settings: tvlens.FitSettings,
     seed: int,
+    read: Callable[[], FitPrompts],
 ) -> tuple[tvlens.LearnableTaskVector, pd.DataFrame]:
     """A trained vector, and a row on its training."""
     label = name.replace(", ", "-").replace(" ", "-")
     checkpoint = run.folder / "checkpoints" / f"{task.name}-{label}.safetensors"
 
     def compute() -> dict[str, Any]:
-        times = [perf_counter()]
+        times: list[float] = []
         with progress_bar(f"{task.name}: {name}", settings.steps) as advance:
 
             def step(n: int) -> None:
@@ -156,11 +164,12 @@ def _train(
                 means,
                 settings=settings,
                 seed=seed,
+                read=read(),
                 checkpoint=checkpoint,
                 progress=step,
             )
-        # The first step comes behind the reading of prompts, others behind validations.
-        taken = [after - before for before, after in pairwise(times[1:])]
+        # Before the first step stands a validation, and before a few others.
+        taken = [after - before for before, after in pairwise(times)]
         tensors, facts = ltv.state()
         seconds = pd.DataFrame({"seconds": [median(taken) if taken else float("nan")]})
         return {"ltv": tensors, "facts": facts, "seconds": seconds}
@@ -179,6 +188,12 @@ def _train(
         "validation loss without": ltv.history["validation_loss"].iloc[0],
     }
     return ltv, pd.DataFrame([row])
+
+
+def _best(vectors: dict[str, tvlens.LearnableTaskVector]) -> str:
+    """The vector of whole answers that has the lowest validation loss."""
+    losses = {name: v.history["validation_loss"].min() for name, v in vectors.items()}
+    return min((name for name in losses if name != "first token"), key=losses.__getitem__)
 
 
 def _effects(
@@ -254,15 +269,18 @@ def _summary(results: pd.DataFrame, trained: pd.DataFrame) -> tuple[pd.DataFrame
     return pd.DataFrame(values), pd.DataFrame(shown)
 
 
-def _gap(task: Task, results: pd.DataFrame, effects: dict[str, IndirectEffects]) -> dict[str, Any]:
+def _gap(
+    task: Task, results: pd.DataFrame, effects: dict[str, IndirectEffects], best: str
+) -> dict[str, Any]:
     """How one task's whole-answer vector compares, and its two rankings of heads."""
     cells = results.set_index(["method", "prompt", "metric"])["value"]
     icl = cells["icl", "clean", "exact_match"]
-    whole = cells[REPORTED, "zero", "exact_match"]
+    whole = cells[best, "zero", "exact_match"]
     k = min(10, effects["first"].n_heads)
     tops = [set(effects[answer].top(k)) for answer in ("first", "whole")]
     return {
         "task": task.name,
+        "vector": best,
         "ICL, exact match": icl,
         "zero-shot, exact match": whole,
         "gap": whole - icl,

@@ -191,6 +191,9 @@ def test_whole_answers_compares_what_is_trained_on_them(model, data, tmp_path, a
     assert (trainings["validation loss"] <= trainings["validation loss without"]).all()
     gaps = pd.read_csv(found / "gaps.csv")
     assert list(gaps["task"]) == [*trained.TASKS]
+    of_whole = trainings[trainings["training"] != "first token"]
+    best = of_whole.loc[of_whole.groupby("task", sort=False)["validation loss"].idxmin()]
+    assert list(gaps["vector"]) == list(best["training"])
     gap = gaps["zero-shot, exact match"] - gaps["ICL, exact match"]
     assert np.allclose(gaps["gap"], gap)
 
