@@ -34,8 +34,9 @@ from tvlens.evaluation.likeness import likeness
 from tvlens.evaluation.methods import evaluate
 from tvlens.runs.run import Run
 from tvlens.runs.tables import write_tables
-from tvlens.studies import stages
+from tvlens.scores.mediation import IndirectEffects
 from tvlens.studies.regression import RegressionSettings, regression_plans
+from tvlens.studies.scoring import Found
 from tvlens.studies.study import Study, study_all
 from tvlens.studies.summary import REGRESSION_LABELS, TEXT_LABELS
 from tvlens.studies.text import TextPlan, TextSettings, text_plans
@@ -43,6 +44,7 @@ from tvlens.tasks.base import PromptKind
 from tvlens.vectors.catalogue import methods_named
 from tvlens.vectors.choice import ranked
 from tvlens.vectors.fv import function_vector
+from tvlens.vectors.ltv.ltv import LearnableTaskVector
 from tvlens.vectors.ltv.sample import read_fit_prompts
 from tvlens.vectors.sparse import DEFAULT_SCHEDULE, sparse_path
 from tvlens.vectors.vector import Vector
@@ -102,7 +104,8 @@ def main(
         with options.open_run(out / "text", "study text", lens, chosen, settings) as run:
             found = study_all(plans, run, say=say)
             text_tables(out, plans, found, run)
-            heads_needed(out, plans, found, run, KS[:3] if smoke else KS)
+        with options.open_run(out / "text", "study text", lens, chosen, settings) as run:
+            heads_needed(out, plans, run, KS[:3] if smoke else KS)
     if functions:
         models, digests = read_functions(functions.split(",")[0] if smoke else functions, "bridge")
         points = RegressionSettings(
@@ -191,15 +194,19 @@ def against(part: pd.DataFrame, method: str, other: str, metric: str) -> dict[st
     }
 
 
-def heads_needed(
-    out: Path, plans: dict[str, TextPlan], found: dict[str, Study], run: Run, ks: tuple[int, ...]
-) -> None:
+def heads_needed(out: Path, plans: dict[str, TextPlan], run: Run, ks: tuple[int, ...]) -> None:
     """Zero-shot accuracy of a sparse LTV and of the best function vector of as many heads."""
     frames = []
     for name, plan in plans.items():
+        kept = Found(plan, run)
+        ltv, effects = kept.ltv, kept.effects
 
-        def compute(plan: TextPlan = plan, study: Study = found[name]) -> dict[str, Any]:
-            return {"table": _by_heads(plan, study, run, ks)}
+        def compute(
+            kept: Found = kept,
+            ltv: LearnableTaskVector = ltv,
+            effects: IndirectEffects = effects,
+        ) -> dict[str, Any]:
+            return {"table": _by_heads(kept, ltv, effects, ks)}
 
         frames.append(run.step(f"{name}/heads-needed", compute)["table"])
     table = pd.concat(frames, ignore_index=True)
@@ -211,11 +218,12 @@ def heads_needed(
     print(write_tables(out, "heads_needed", table, shown.fillna("")))
 
 
-def _by_heads(plan: TextPlan, study: Study, run: Run, ks: tuple[int, ...]) -> pd.DataFrame:
+def _by_heads(
+    kept: Found, ltv: LearnableTaskVector, effects: IndirectEffects, ks: tuple[int, ...]
+) -> pd.DataFrame:
+    plan, means = kept.plan, kept.means
+    assert isinstance(plan, TextPlan)
     s, lens, task = plan.settings, plan.lens, plan.task
-    means = stages.head_means(plan, run)
-    effects = stages.mediate(plan, run, means, plan.views[0])
-    (ltv,) = [ltv for (_, _, seed), ltv in study.ltvs.items() if seed == s.seed]
     fitting = [k for k in ks if k < means.n_heads]
     read = read_fit_prompts(lens, task, s.ltv, s.seed)
     with progress_bar(f"{task.name}: sparse path", s.ltv.steps) as advance:

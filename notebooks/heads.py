@@ -54,7 +54,7 @@ for name, score in scores.items():
     print(f"{name:6}", score.top(6))
 
 # %%
-grids = {"AIE": aie.scores, "gates": gates.facilitating.scores}
+grids = {"aie": aie.scores, "facilitating": gates.facilitating.scores}
 tvlens.figures.score_maps(grids, task=task.name, k=10, unit="effect / gate")
 
 # %% [markdown]
