@@ -30,9 +30,9 @@ SETS = [
 ENDS = ("metric", "value", "ci_low", "ci_high", "n")
 
 
-def means_of(lens, seed=0):
+def means_of(lens, seed=0, at="query"):
     prompts = zoo.TASK.prompts("train", shots=2, n=6, seed=seed)
-    return mean_head_outputs(lens, prompts, answered_only=False)
+    return mean_head_outputs(lens, prompts, answered_only=False, at=at)
 
 
 def by_hand(lens: Lens, batch: Batch, values, heads, positions) -> torch.Tensor:
@@ -77,7 +77,8 @@ def test_ablation_is_that_of_hooks_set_by_hand(lens, set_to, positions):
     prompts = zoo.TASK.prompts("test", shots=2, n=5)
     batch = lens.encode(prompts)
     assert not batch.mask.all(), "the prompts differ in length"
-    means = {"mean": means_of(lens), "other": [means_of(lens, 1), means_of(lens, 2)]}.get(set_to)
+    others = [means_of(lens, seed, positions) for seed in (1, 2)]
+    means = {"mean": means_of(lens, at=positions), "other": others}.get(set_to)
     whom = partners(batch, seed=3)
 
     def values(i, back):
@@ -318,8 +319,24 @@ def test_what_is_refused(words, kind, said):
         ablate(zoo.lens(), zoo.TASK.prompts("test", shots=2, n=2), **given)
 
 
+def test_means_of_all_positions_are_those_of_whole_passes(lens):
+    prompts = zoo.TASK.prompts("train", shots=2, n=6)
+    found = means_of(lens, at="all")
+    batch, every = lens.encode(prompts), []
+    for i in range(len(batch)):
+        own, length = batch[i : i + 1], int(batch.mask[i].sum())
+        every += [heads_of(lens, own, 0, back) for back in range(length)]
+    assert torch.allclose(found.z, torch.stack(every).mean(dim=0), atol=1e-5)
+    assert (found.at, found.count) == ("all", 6)
+    assert zoo.off(found.z, means_of(lens).z) > 0.1
+    with pytest.raises(ModelError, match="blocks of 'gemma2' scale what attention writes"):
+        means_of(zoo.lens("gemma2"), at="all")
+
+
 def test_means_of_another_model_and_no_other_prompt():
     prompts = zoo.TASK.prompts("test", shots=2, n=2)
+    with pytest.raises(TaskError, match="at positions 'all', and the means are those at 'query'"):
+        ablate(zoo.lens(), prompts, SETS, means=means_of(zoo.lens()), positions="all")
     with pytest.raises(ShapeError, match=r"means of 'gpt2' have sizes \(3, 4, 8, 32\)"):
         ablate(zoo.lens(), prompts, SETS, means=means_of(zoo.lens("gpt2")))
     with pytest.raises(TaskError, match="heads from another prompt, and there is 1; give two"):

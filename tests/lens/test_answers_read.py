@@ -325,7 +325,7 @@ def test_means_need_a_place_that_is_there(unchecked):
         pytest.raises(TaskError, match=r"task 'toy': at='answers' asked of answers of one token"),
     ):
         mean_head_outputs(lens, prompts, answered_only=False, at="answers")
-    with pytest.raises(UnknownNameError, match=r"unknown at='end'; expected 'query' or 'answers'"):
+    with pytest.raises(UnknownNameError, match=r"unknown at='end'; expected 'query', 'answers'"):
         mean_head_outputs(lens, prompts, at="end")
 
 

@@ -242,7 +242,8 @@ def ablate(
             being those of other tasks; "zero"; or "resample", what they are on another of the
             prompts, drawn for each.
         means: mean head outputs over clean prompts of the task, or of each of the other tasks,
-            whose mean is taken. They are of the query position, wherever they are put.
+            whose mean is taken; taken where they are put, `mean_head_outputs(at="all")` for all
+            positions.
         positions: "query", the query position alone, or "all". At all positions, resampled heads
             are taken from the other prompt counted from its query, again from the start of a
             shorter one.
@@ -254,7 +255,7 @@ def ablate(
     Raises:
         UnknownNameError: heads cannot be set to that, or at such positions.
         ShapeError: there is no set, or the model lacks a head of one, or the means are of another.
-        TaskError: means are needed and not given, or there is no other prompt.
+        TaskError: means are needed and not given, or taken elsewhere, or there is no other prompt.
         ModelError: whole answers are asked of a model of numbers, or at all positions.
     """
     set_to, positions = way_of(set_to), place_of(positions)
@@ -274,7 +275,7 @@ def ablate(
     distinct = distinct.to(lens.backend.device)
     found, done = [], 0
     with lens.frozen(), torch.no_grad():
-        put = Replacement(lens, engine, batch, set_to, means, seed)
+        put = Replacement(lens, engine, batch, set_to, means, positions, seed)
         for reading in lens.readings(batch, engine=engine):
             rows = slice(done, done + len(reading))
             edit = put.edit(distinct, reading, rows, positions)

@@ -62,6 +62,7 @@ class Replacement:
         batch: Batch,
         set_to: SetTo,
         means: HeadMeans | Sequence[HeadMeans] | None,
+        positions: At,
         seed: int,
     ) -> None:
         self.lens, self.engine, self.batch = lens, engine, batch
@@ -69,7 +70,7 @@ class Replacement:
         self.z = torch.zeros(1, 1, *sizes)
         self.partners: Tensor | None = None
         if set_to in ("mean", "other"):
-            self.z = _mean_of(lens, set_to, means)[None, None]
+            self.z = _mean_of(lens, set_to, means, positions)[None, None]
         elif set_to == "resample":
             self.partners = partners(batch, seed).to(lens.backend.device)
         self.z = self.z.to(lens.backend.device, lens.backend.dtype)
@@ -97,7 +98,7 @@ class Replacement:
 
 
 def _mean_of(
-    lens: Lens, set_to: str, means: HeadMeans | Sequence[HeadMeans] | None
+    lens: Lens, set_to: str, means: HeadMeans | Sequence[HeadMeans] | None, positions: At
 ) -> Float[Tensor, "layer head d_head"]:
     each = [means] if isinstance(means, HeadMeans) else list(means or ())
     if not each or (set_to == "mean" and len(each) > 1):
@@ -108,6 +109,11 @@ def _mean_of(
         )
     for one in each:
         one.require_fit(lens)
+        if one.at != positions:
+            raise TaskError(
+                f"heads are to be set to their means at positions {positions!r}, and the means are "
+                f"those at {one.at!r}; pass mean_head_outputs(…, at={positions!r})"
+            )
     return torch.stack([one.z.double() for one in each]).mean(dim=0).float()
 
 

@@ -8,17 +8,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tvlens.errors import NumericalError, ShapeError, TaskError, UnknownNameError
+from tvlens.errors import ModelError, NumericalError, ShapeError, TaskError, UnknownNameError
 from tvlens.lens.edits import NoEdit
 from tvlens.lens.engine import Reading
 from tvlens.lens.lens import Lens
+from tvlens.lens.sites import Site
+from tvlens.models.batch import Batch
 from tvlens.runs.facts import integer_of, integers_of, text_of, wrong
 from tvlens.runs.storage import Kept
 from tvlens.tasks.base import HasDonors, PromptSet
 from tvlens.tasks.text.prompts import Prompts, Template
 
-Where = Literal["query", "answers"]
-"""Where head outputs are looked at: at the query position, or at the tokens of the answer."""
+Where = Literal["query", "answers", "all"]
+"""Where head outputs are looked at: at the query position, at the tokens of the answer, or at all
+positions of the prompt."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ class HeadMeans(Kept):
         """The means that have this state."""
         at = [each for each in get_args(Where) if each == facts.get("at", "query")]
         if not at:
-            raise wrong("at", facts["at"], "'query' or 'answers'")
+            raise wrong("at", facts["at"], "'query', 'answers' or 'all'")
         return cls(
             tensors["z"],
             tensors["outputs"],
@@ -237,7 +240,8 @@ def mean_head_outputs(
             published protocol does. `HeadMeans.kept` says which. Of a lens of whole answers, those
             it gets wholly right.
         at: "answers" takes them at the tokens of the answer that is shown first, put behind each
-            prompt, instead: where the model goes on with an answer, and ends it.
+            prompt, instead: where the model goes on with an answer, and ends it. "all" takes them
+            at every position of the prompt, which is what heads are set to there by ablation.
         progress: called with the number of prompts finished.
 
     Raises:
@@ -245,10 +249,16 @@ def mean_head_outputs(
             nothing ends.
         NumericalError: an activation is not finite.
         UnknownNameError: there is no such `at`.
-        ModelError: `at` asks for answers of a model that answers with a number.
+        ModelError: `at` asks for answers of a model that answers with a number, or for all
+            positions of one whose blocks scale what attention writes.
     """
     if at not in get_args(Where):
-        raise UnknownNameError(f"unknown at={at!r}; expected 'query' or 'answers'")
+        raise UnknownNameError(f"unknown at={at!r}; expected 'query', 'answers' or 'all'")
+    if at == "all" and lens.engine.scaled:
+        raise ModelError(
+            f"blocks of {lens.name!r} scale what attention writes, which is known at the query "
+            "position alone; take the means there (at='query')"
+        )
     if at == "answers":
         lens.require_text("at='answers'")
     batch = lens.encode(prompts)
@@ -277,6 +287,8 @@ def mean_head_outputs(
         )
     if at == "answers":
         _add_answers(lens, prompts, kept, streaming, of_outputs)
+    if at == "all":
+        _add_everywhere(lens, batch, kept, streaming)
     mean = torch.as_tensor(streaming.mean)
     if not torch.isfinite(mean).all():
         layer, head = (~torch.isfinite(mean)).any(dim=2).nonzero()[0].tolist()
@@ -313,6 +325,25 @@ def _add(
     if reading.factor is not None:
         for one in index.split(1):
             outputs.add(contributions(lens, reading.rows(one)))
+
+
+def _add_everywhere(lens: Lens, batch: Batch, kept: list[int], z: _StreamingMean) -> None:
+    """Takes the heads at every position of these prompts into the means."""
+    layers = lens.backend.attention_layers
+    sites = [Site("z", layer) for layer in layers]
+    step = max(1, lens.max_tokens // batch.inputs.shape[1])
+    index = torch.tensor(kept, device=batch.query.device)
+    with lens.frozen(), torch.no_grad():
+        for chosen in index.split(step):
+            some = batch.take(chosen)
+            found = lens.engine.record(some, sites)
+            real = some.mask.to(found[sites[0]].device)
+            each = found[sites[0]].new_zeros(
+                int(real.sum()), lens.n_layer, *found[sites[0]].shape[2:]
+            )
+            for site in sites:
+                each[:, site.layer] = found[site][real]
+            z.add(each)
 
 
 def _add_answers(

@@ -157,7 +157,11 @@ def _ablated(
     for set_to, positions in product(settings.set_to, settings.positions):
         means: HeadMeans | list[HeadMeans] | None = None
         if set_to in ("mean", "other"):
-            means = found.means if set_to == "mean" else [other.means for other in others]
+            means = (
+                found.means_at(positions)
+                if set_to == "mean"
+                else [other.means_at(positions) for other in others]
+            )
         parts = _in_steps(
             plan.lens, run, plan.task.name, prompts, sets, settings, set_to, positions, means
         )

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from tvlens import figures
 from tvlens.console import progress_bar
-from tvlens.lens.heads import HeadMeans
+from tvlens.lens.heads import HeadMeans, mean_head_outputs
 from tvlens.lens.positions import places, spread
 from tvlens.runs.run import Run
 from tvlens.scores.agreement import compare_head_sets, overlap_curve, spearman_interval
@@ -60,6 +60,20 @@ class Found:
     def means(self) -> HeadMeans:
         """Mean head outputs on clean prompts."""
         return stages.head_means(self.plan, self.run)
+
+    def means_at(self, positions: Literal["query", "all"]) -> HeadMeans:
+        """Mean head outputs on clean prompts, at the query or at every position."""
+        return self.means if positions == "query" else self._means_everywhere
+
+    @cached_property
+    def _means_everywhere(self) -> HeadMeans:
+        plan, prompts = self.plan, self.plan.clean()
+
+        def compute() -> HeadMeans:
+            with progress_bar(f"{plan.task.name}: head means, all", len(prompts)) as advance:
+                return mean_head_outputs(plan.lens, prompts, at="all", progress=advance)
+
+        return self.run.kept(f"{plan.task.name}/means-all", HeadMeans, compute)
 
     @cached_property
     def effects(self) -> IndirectEffects:
