@@ -44,6 +44,7 @@ from tvlens.tasks.base import PromptKind
 from tvlens.vectors.catalogue import methods_named
 from tvlens.vectors.choice import ranked
 from tvlens.vectors.fv import function_vector
+from tvlens.vectors.ltv.fit import fit_ltv
 from tvlens.vectors.ltv.ltv import LearnableTaskVector
 from tvlens.vectors.ltv.sample import read_fit_prompts
 from tvlens.vectors.sparse import DEFAULT_SCHEDULE, sparse_path
@@ -53,6 +54,8 @@ TASKS = "present-past,singular-plural,country-nationality,verb-gerund,capitalize
 TASKS += ",country-capital"
 FUNCTIONS = "linear,sparse-linear,relu"
 KS = (1, 2, 3, 5, 10, 20, 50, 100)
+L1 = (0.001, 0.003, 0.01)
+"""Penalties on Σ|omega| of the other way to few heads."""
 KINDS: tuple[PromptKind, ...] = ("zero", "shuffled")
 METRICS = {
     "accuracy": "accuracy",
@@ -235,6 +238,12 @@ def _by_heads(
         f"LTV {k}": vector for k, (_, vector) in zip(fitting, path, strict=True)
     }
     vectors[f"LTV {means.n_heads}"] = ltv
+    with progress_bar(f"{task.name}: L1 path", len(L1)) as advance:
+        for penalty in L1:
+            settings = replace(s.ltv, l1=penalty)
+            sparse = fit_ltv(lens, task, means, settings=settings, seed=s.seed, read=read)
+            vectors[f"L1 {int((sparse.weights != 0).sum())}"] = sparse
+            advance(1)
     validation = {"zero": plan.validation()["zero"]}
     for k in fitting:
         tried = [

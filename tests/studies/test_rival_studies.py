@@ -14,7 +14,7 @@ from tvlens.runs.run import Run
 from tvlens.studies.regression import RegressionSettings, regression_plans
 from tvlens.studies.study import study_all
 from tvlens.studies.text import TextSettings, text_plans
-from tvlens.vectors.catalogue import METHODS, load_vector, methods_named
+from tvlens.vectors.catalogue import METHODS, load_vector, methods_for, methods_named
 from tvlens.vectors.ltv.settings import FitSettings
 
 RIVALS = {each.name for each in METHODS if not each.standard}
@@ -68,6 +68,7 @@ def test_every_rival_stands_in_the_tables_of_a_text_study(tmp_path):
     assert tried.to_dict() == {
         "hendel": 2,
         "icv": 5,
+        "icv_all": 5,
         "ltv_sparse": 4,
         "mixing": 2,
         "free_layer": 6,
@@ -96,7 +97,9 @@ def test_every_rival_stands_in_the_tables_of_a_regression_study(tmp_path):
     results = pd.read_csv(tmp_path / "results.csv")
     there = set(results["method"])
     both = {"hendel", "ltv_sparse", "mixing"}
-    expected = {f"{name}_class" for name in RIVALS} | {f"{name}_prompt" for name in both}
+    of_points = {each.name for each in methods_for("regression", "class") if not each.standard}
+    expected = {f"{name}_class" for name in of_points} | {f"{name}_prompt" for name in both}
+    assert RIVALS - of_points == {"icv_all"}
     assert expected <= there
     kinds = results.groupby("method")["prompt"].apply(set)
     for name in expected:

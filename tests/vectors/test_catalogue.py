@@ -19,6 +19,7 @@ KINDS = [
     LearnableTaskVector(torch.ones(2, 3, 4), start="normal", model="m", task="t"),
     StateVector(torch.ones(2, 4), (1,), "m", "made"),
     InContextVector(torch.ones(2, 4), (0, 1), "m", "made"),
+    InContextVector(torch.ones(2, 4), (0, 1), "m", "made", "all", everywhere=True),
     DonorState(torch.tensor([0.0, 1.0]), "m", "made"),
     HeadBlend(torch.ones(2, 3), torch.ones(2, 3, 5), "m", "made"),
     HeadBlend(torch.ones(2, 3), None, "m", "made"),

@@ -76,6 +76,27 @@ def test_an_in_context_vector_is_the_direction_from_inputs_to_outputs():
     assert torch.allclose(turned.norm(dim=1), x.norm(dim=1), rtol=1e-5)
 
 
+def test_an_in_context_vector_acts_at_every_position_where_it_should():
+    lens = trained.lens()
+    task = trained.TASKS["seven-on"]
+    prompts = task.prompts("test", shots=2, n=3, kind="shuffled")
+    vector = in_context_vector(lens, task.prompts("train", shots=2, n=4)) * 0.3
+    everywhere = replace(vector, everywhere=True)
+    found = logits(lens, prompts, everywhere)
+    batch = lens.encode(prompts)
+    assert not batch.mask.all(), "prompts differ in length"
+    edit = vector.edit(lens, prompts).and_at(range(batch.inputs.shape[1]))
+    whole = WholePassEngine(lens.backend)
+    with torch.no_grad():
+        expected = whole.run(whole.read(batch), edit)[:, 0]
+    assert zoo.off(found, expected) < 1e-4
+    assert zoo.off(found, logits(lens, prompts, vector)) > 0.01
+    both = tvlens.evaluate(
+        lens, task, {"query": vector, "all": everywhere}, kinds=("zero",), n=3, shots=2
+    )
+    assert set(both["method"]) == {"none", "query", "all"}
+
+
 def test_in_context_vectors_of_points_go_from_x_to_y():
     lens = tiny.lens()
     prompts = tiny.TASK.prompts("train", shots=3, n=2)

@@ -8,7 +8,16 @@ from matplotlib.figure import Figure
 from pandas import DataFrame
 
 from tvlens.errors import UnknownNameError
-from tvlens.figures.style import BLUE, GREY, ORANGE, PALE, PALETTE, STYLE, require_columns
+from tvlens.figures.style import (
+    BLUE,
+    GREY,
+    ORANGE,
+    PALE,
+    PALETTE,
+    SKY,
+    STYLE,
+    require_columns,
+)
 from tvlens.vectors.catalogue import BASELINES, METHODS, Look
 
 _PROMPTS = {"zero": "zero-shot prompts", "shuffled": "shuffled-label prompts"}
@@ -132,8 +141,8 @@ def heads_needed(table: DataFrame, *, metric: str = "accuracy") -> Figure:
     """Accuracy against number of heads, of sparse LTVs and of function vectors; a panel a task.
 
     Args:
-        table: columns `task, method, k, prompt, metric, value, ci_low, ci_high`; methods LTV, FV
-            and icl.
+        table: columns `task, method, k, prompt, metric, value, ci_low, ci_high`; methods LTV (the
+            best heads, trained further), L1 (trained under a penalty) and FV, those that are there.
         metric: which of the metrics to draw.
 
     Raises:
@@ -147,8 +156,9 @@ def heads_needed(table: DataFrame, *, metric: str = "accuracy") -> Figure:
     figure = Figure(figsize=(1.0 + 2.0 * n_columns, 0.5 + 1.55 * n_rows), layout="constrained")
     grid = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
     for axes, task in zip(grid.flat, tasks, strict=False):
-        for method, colour, marker in (("LTV", BLUE, "o"), ("FV", ORANGE, "^")):
+        for method, colour, marker in (("LTV", BLUE, "o"), ("L1", SKY, "s"), ("FV", ORANGE, "^")):
             part = rows[(rows["task"] == task) & (rows["method"] == method)].sort_values("k")
+            part = part[part["k"] > 0]
             axes.fill_between(part["k"], part["ci_low"], part["ci_high"], color=colour, alpha=0.15)
             axes.plot(part["k"], part["value"], marker=marker, color=colour, ms=3, label=method)
         axes.set(title=str(task), xscale="log")

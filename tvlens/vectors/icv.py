@@ -2,6 +2,7 @@
 towards which streams are turned without growing.
 """
 
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -35,10 +36,45 @@ class InContextVector(TaskVector):
     """A direction per layer, towards which the block's output is turned; its norm stays.
 
     The output x becomes x + ‖x‖ v, scaled back to the norm of x (`TurnResidual`).
+
+    Attributes:
+        vectors: the directions; layers not in `layers` are not read.
+        layers: layers at which streams are turned.
+        model: name of the model it was made on.
+        origin: how it was made, in words.
+        positions: "all" for one that acts at every position of the answer, too.
+        everywhere: whether it acts at every position of the prompt, as published; such vectors run
+            prompts from their first column on.
     """
 
     held: ClassVar[str] = "directions"
     acts: ClassVar[type[AddToResidual]] = TurnResidual
+    everywhere: bool = False
+
+    @property
+    def group(self) -> Hashable:
+        """Those that act at the query, or at every position."""
+        return super().group, self.everywhere
+
+    @classmethod
+    def stack(cls, vectors: Sequence[Any], lens: Lens, prompts: PromptSet) -> AddToResidual:
+        """The edit whose variants are the given vectors, which act everywhere all or none."""
+        edit = super().stack(vectors, lens, prompts)
+        if not vectors[0].everywhere:
+            return edit
+        return edit.and_at(range(lens.encode(prompts).inputs.shape[1]))
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """That of every task vector, and whether it acts everywhere."""
+        tensors, facts = super().state()
+        return tensors, facts | ({"everywhere": True} if self.everywhere else {})
+
+    @classmethod
+    def of_state(cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> "InContextVector":
+        """The vector that has this state."""
+        made = super().of_state(tensors, facts)
+        assert isinstance(made, cls)
+        return replace(made, everywhere=facts.get("everywhere") is True)
 
 
 def in_context_vector(lens: Lens, demonstrations: PromptSet) -> InContextVector:
@@ -77,14 +113,23 @@ def in_context_vector(lens: Lens, demonstrations: PromptSet) -> InContextVector:
     return InContextVector(vectors.float(), every, lens.name, "in-context vector")
 
 
-def make(materials: Materials) -> ByKind:
-    """The strength is chosen on validation, for each kind of prompts."""
+def make(*, everywhere: bool) -> Callable[[Materials], ByKind]:
+    """How in-context vectors are made; the strength is chosen on validation.
 
-    def candidates(_: Training) -> list[tuple[dict[str, Any], Vector]]:
-        direction = in_context_vector(materials.lens, materials.answered())
-        return [({"strength": each}, direction * each) for each in STRENGTHS]
+    Args:
+        everywhere: whether they act at every position, those of the answer too, or at the query.
+    """
 
-    return chosen(materials, "icv", candidates)
+    def make(materials: Materials) -> ByKind:
+        def candidates(_: Training) -> list[tuple[dict[str, Any], Vector]]:
+            direction = in_context_vector(materials.lens, materials.answered())
+            if everywhere:
+                direction = replace(direction, everywhere=True, positions="all")
+            return [({"strength": each}, direction * each) for each in STRENGTHS]
+
+        return chosen(materials, "icv_all" if everywhere else "icv", candidates)
+
+    return make
 
 
 def _differences(lens: Lens, prompts: PromptSet) -> Float[Tensor, "pair layer d_model"]:
