@@ -13,7 +13,7 @@ layout, and asks zero-shot prompts of the test split. Writes to the run folder
 
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 import typer
@@ -44,7 +44,7 @@ SMOKE = 2
 
 
 def main(
-    study: Path,
+    study: Annotated[Path, typer.Option("--study", help="Run folder of `tvlens study text`.")],
     preset: Literal["smoke", "small"] = "small",
     methods: str = METHODS,
     out: options.OutOption = Path("runs/transfer"),

@@ -229,14 +229,14 @@ def test_every_method_is_a_dot_with_its_interval(tasks: int) -> None:
 
 def test_other_metrics_and_methods_can_be_drawn() -> None:
     table = results(2, "cross_entropy")
-    table.loc[table["method"] == "permuted", "method"] = "icv"
+    table.loc[table["method"] == "permuted", "method"] = "svd"
     table["value"] *= 5
     table = table[table["prompt"] != "shuffled"]
     figure = figures.method_dots(table, metric="cross_entropy")
     draw(figure)
     (axes,) = figure.axes
     assert axes.get_xlabel() == "cross-entropy (nats), 95% interval"
-    assert legend_of(figure)[-1] == "icv"
+    assert legend_of(figure)[-1] == "svd"
     assert axes.get_xlim()[1] > table["value"].max()
 
 

@@ -174,7 +174,7 @@ def test_donor_outputs_are_what_the_heads_of_the_donors_write(kind, asked):
 
 def test_prompts_of_text_have_no_donors(clean):
     words = (
-        "Prompts of task 'kind-of-word' have no donors: vectors of each prompt's own head outputs "
+        "Prompts of task 'kind-of-word' have no donors: vectors of each prompt's own activations "
         "need prompts of a FunctionTask; use one vector for the task"
     )
     with pytest.raises(TaskError, match=words):

@@ -9,8 +9,8 @@ from tvlens.studies import summary
 def test_method_summary_puts_numbers_where_they_belong():
     cells = [("icl", "clean", 0.9)]
     cells += [
-        (method, prompt, number / 10 + (0.05 if prompt == "shuffled" else 0))
-        for number, method in enumerate(m for m in summary.TEXT_LABELS if m != "icl")
+        (method, prompt, (0.3 if method == "ltv" else 0.6) + (0.05 * (prompt == "shuffled")))
+        for method in (m for m in summary.TEXT_LABELS if m != "icl")
         for prompt in summary.PROMPTS
     ]
     rows = [
