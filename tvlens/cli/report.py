@@ -64,6 +64,11 @@ def report(
     Writes OUT: tables of methods, maps of heads and what the best attend to, curves of overlap,
     ablation and error, maps of patching, and the manifests, as far as the runs hold them.
     """
+    from tvlens.runs.finished import read_manifest
+
+    for folder in runs:
+        read_manifest(folder)
+
     from tvlens.studies import report as pages
 
     found = pages.find_runs(runs)
@@ -76,9 +81,7 @@ def report(
             if isinstance(run.manifest["config"].get("functions"), list):
                 _ask_functions(run, backend, asked, unseen)
             elif model or "model" in run.manifest["config"]:
-                _ask_text(
-                    run, model, backend, options, (data, duplicates, template), asked, unseen
-                )
+                _ask_text(run, model, backend, options, (data, duplicates, template), asked, unseen)
     for run in found:
         if not run.finished:
             lacks = ", ".join(f"{name}.csv" for name in run.missing) or "no table"
@@ -103,7 +106,7 @@ def _ask_text(
 
     config, digests = run.manifest["config"], run.manifest["data"]
     wanted = [name for name in _scored(run) if name in digests and name not in asked]
-    chosen = {}
+    chosen: dict[str, Any] = {}
     data, duplicates, template = files
     for name in wanted:
         try:

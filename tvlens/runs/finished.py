@@ -3,13 +3,15 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from tvlens.errors import RunError
 from tvlens.runs.manifest import new_manifest, require_manifest
 from tvlens.runs.storage import reading
+
+if TYPE_CHECKING:
+    # A folder that is no run is refused before pandas is imported.
+    import pandas as pd
 
 WRITES: dict[str, tuple[str, ...]] = {
     "study text": ("results", "heads", "headsets", "overlap_curves"),
@@ -38,7 +40,7 @@ class FoundRun:
 
     folder: Path
     manifest: dict[str, Any]
-    tables: dict[str, pd.DataFrame]
+    tables: "dict[str, pd.DataFrame]"
     missing: tuple[str, ...]
 
     @property
@@ -52,11 +54,11 @@ class FoundRun:
         return str(self.manifest["command"])
 
 
-def find_run(folder: Path | str) -> FoundRun:
-    """Returns what a run folder holds, without opening the run.
+def read_manifest(folder: Path | str) -> dict[str, Any]:
+    """Returns what the manifest of a run folder says.
 
     Raises:
-        RunError: it is no run folder, one of a newer version of tvlens, or holds no table yet.
+        RunError: it is no run folder, or one of a newer version of tvlens.
     """
     folder = Path(folder)
     file = folder / "manifest.json"
@@ -76,6 +78,18 @@ def find_run(folder: Path | str) -> FoundRun:
             f"run '{folder}' was written by tvlens {theirs}, and this is tvlens {ours}, which "
             "cannot know what it holds; install that version or a later one"
         )
+    return dict(manifest)
+
+
+def find_run(folder: Path | str) -> FoundRun:
+    """Returns what a run folder holds, without opening the run.
+
+    Raises:
+        RunError: as `read_manifest`; or it holds no table yet, or one that cannot be read.
+    """
+    import pandas as pd
+
+    folder, manifest = Path(folder), read_manifest(folder)
     tables = {}
     for path in sorted(folder.glob("*.csv")):
         with reading(path, "a table in CSV that a tvlens command wrote"):

@@ -73,9 +73,7 @@ def require_manifest(
         if not wrong and not missing and isinstance(earlier["versions"].get("tvlens"), str):
             return
         problem = f"has no sound {(missing or wrong or ['versions'])[0]!r}"
-    raise RunError(
-        f"'{folder}/manifest.json' is not a run's manifest: it {problem}; {remedy}"
-    )
+    raise RunError(f"'{folder}/manifest.json' is not a run's manifest: it {problem}; {remedy}")
 
 
 def digest_of(outputs: dict[str, Any]) -> str:

@@ -79,9 +79,7 @@ def _in_255ths(pattern: torch.Tensor) -> Any:
     return (pattern.clamp(0, 1) * 255).round().to(torch.uint8).numpy().astype(np.uint8)
 
 
-def _tokens(
-    lens: Lens, prompts: Any, batch: Any, i: int, columns: torch.Tensor
-) -> tuple[str, ...]:
+def _tokens(lens: Lens, prompts: Any, batch: Any, i: int, columns: torch.Tensor) -> tuple[str, ...]:
     if lens.readout.has_text:
         found = batch.inputs[i, columns.to(batch.inputs.device)].tolist()
         return tuple(lens.backend.tokenizer.decode([token]) for token in found)

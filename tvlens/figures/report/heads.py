@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 from tvlens.figures.report import markup, pictures, ranks
 from tvlens.figures.report.contents import Block, Contents, Head, Picture
@@ -26,10 +27,14 @@ def _maps(
     every = list(shown[0].table.index)
     layers, numbers = ([int(head[i]) for head in every] for i in (0, 1))
     k = max(1, min(ranks.BEST, shown[0].n_heads // 4))
-    columns = {"layer": layers, "head": numbers, "told": [told(head, scores) for head in every]}
+    columns: dict[str, Sequence[Any]] = {
+        "layer": layers,
+        "head": numbers,
+        "told": [told(head, scores) for head in every],
+    }
     for each in shown:
         table = each.table.reindex(every)
-        columns[f"{each.score.name}"] = table["value"].tolist()
+        columns[each.score.name] = table["value"].tolist()
         columns[f"best {each.score.name}"] = (table["rank"] <= k).astype(int).tolist()
     source = pictures.source_of(columns)
     pictures.chosen(source, _SHOW.format(task=_quoted(task)))
@@ -53,7 +58,13 @@ def _maps(
         )
         for each in shown
     ]
-    return ['<div class="maps">', *maps, "</div>", _table(task, scores, shown), _place(contents, task, scores)]
+    return [
+        '<div class="maps">',
+        *maps,
+        "</div>",
+        _table(task, scores, shown),
+        _place(contents, task, scores),
+    ]
 
 
 def told(head: Head, scores: Sequence[ranks.Ranked]) -> str:
@@ -102,7 +113,7 @@ def _place(contents: Contents, task: str, scores: Sequence[ranks.Ranked]) -> str
     )
     return (
         f'<div class="attention" data-task="{escape(task)}">'
-        f'<p>What a head attends to, {escape(task)}; click a map, or choose one of the best:</p>'
+        f"<p>What a head attends to, {escape(task)}; click a map, or choose one of the best:</p>"
         f'<div class="choices" role="group" aria-label="Heads of {escape(task)}">{buttons}</div>'
         '<div class="shown" aria-live="polite"></div></div>'
     )

@@ -78,7 +78,7 @@ def number(value: Any, low: Any = None, high: Any = None, *, digits: int = 2) ->
     return Cell(with_ends(value, low, high, digits=digits), float(value))
 
 
-def with_ends(value: float, low: Any = None, high: Any = None, *, digits: int = 2) -> str:
+def with_ends(value: Any, low: Any = None, high: Any = None, *, digits: int = 2) -> str:
     """Such as 0.92 [0.85, 0.97]; numbers that would be rounded to nothing as 1.2e-05."""
     shown = short(value, digits)
     if low is None or high is None or pd.isna(low) or pd.isna(high):
@@ -86,7 +86,7 @@ def with_ends(value: float, low: Any = None, high: Any = None, *, digits: int = 
     return f"{shown} [{short(low, digits)}, {short(high, digits)}]"
 
 
-def short(value: float, digits: int = 2) -> str:
+def short(value: Any, digits: int = 2) -> str:
     """A number with so many decimals, or as 1.2e-05 where these would say nothing of it."""
     rounded = f"{value:.{digits}f}"
     far = abs(value) >= _LARGE or (value and not float(rounded))

@@ -1,6 +1,6 @@
 """What vectors do: tables of every method, of text and of regression, and error curves."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -42,7 +42,7 @@ def points_of(run: RunTables) -> DataFrame | None:
 def trained_points(run: RunTables, results: DataFrame, functions: object) -> int:
     """T_train of a class; the longest prompts where no table says it."""
     models = run.table("models", "functions", "train_points")
-    known = {} if models is None else dict(zip(models["functions"], models["train_points"]))  # noqa: B905
+    known = {} if models is None else models.set_index("functions")["train_points"].to_dict()
     longest = results.loc[results["functions"] == functions, "points"].max()
     return int(known.get(functions, longest))
 
@@ -90,7 +90,10 @@ def _of_task(caption: str, rows: DataFrame, made: str) -> str:
     body = [
         [
             markup.plain(label_of(name)),
-            *(markup.number(*cells.get((name, prompt, metric), (None,))) for prompt, metric, _ in there),
+            *(
+                markup.number(*cells.get((name, prompt, metric), (None,)))
+                for prompt, metric, _ in there
+            ),
         ]
         for name in names
     ]
@@ -161,7 +164,7 @@ def error_curves(contents: Contents) -> list[Block]:
                     "numbers, click a name to hide it.",
                     run.made("results"),
                 )
-                for title, looks in _panels(part["method"].unique()).items()
+                for title, looks in _panels(list(part["method"].unique())).items()
             ]
             blocks.append("</div>")
     return blocks
@@ -197,9 +200,9 @@ def _curves(rows: DataFrame, looks: dict[str, Look]) -> list[Line]:
             + markup.with_ends(row.value, row.ci_low, row.ci_high, digits=4)
             for row in part.itertuples()
         ]
-        ends = (part[end].clip(lower=1e-6).tolist() for end in ("ci_low", "ci_high"))
-        xy = part["points"].tolist(), part["value"].tolist()
-        found.append(Line(look.label, *xy, *ends, look.colour, look.dash, told))
+        x, y = part["points"].tolist(), part["value"].tolist()
+        low, high = (part[end].clip(lower=1e-6).tolist() for end in ("ci_low", "ci_high"))
+        found.append(Line(look.label, x, y, low, high, look.colour, look.dash, told))
     return found
 
 
@@ -208,12 +211,15 @@ def _regression_order() -> dict[str, Look]:
     return looks | {name: each.method.look for name, each in variants().items()}
 
 
-def _place(order: dict[str, Look]):  # type: ignore[no-untyped-def]
+def _place(order: dict[str, Look]) -> Callable[[str], int]:
+    """Where a method stands in a table."""
     names = [*order]
     return lambda name: names.index(name) if name in names else len(names)
 
 
-def _cells(rows: DataFrame, keys: list[str]) -> dict[tuple[object, ...], tuple[float, float, float]]:
+def _cells(
+    rows: DataFrame, keys: list[str]
+) -> dict[tuple[object, ...], tuple[float, float, float]]:
     """Value and interval by these columns."""
     numbers = rows[["value", "ci_low", "ci_high"]].apply(pd.to_numeric, errors="coerce")
     named = rows[keys].itertuples(index=False, name=None)

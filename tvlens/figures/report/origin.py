@@ -25,6 +25,6 @@ def origin(contents: Contents) -> list[Block]:
                 f"`{name}` says what follows, and when each session ran and how long it took; the "
                 "command's other settings are those of `config`."
             ),
-            f'<pre tabindex="0">{escape(text)}</pre>',
+            markup.folded("The manifest", f'<pre tabindex="0">{escape(text)}</pre>'),
         ]
     return blocks

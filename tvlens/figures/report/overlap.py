@@ -1,7 +1,8 @@
 """How far head sets agree: tables of measures, and overlap at every size of the sets."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 from pandas import DataFrame
@@ -115,16 +116,14 @@ def _table(run: RunTables, name: str, table: DataFrame) -> str:
     return markup.table(caption, ["comparison", "measure", *tasks, "chance"], body, run.made(name))
 
 
-def _value(cells: dict[tuple[object, ...], object], key: tuple[object, ...]) -> markup.Cell:
+def _value(cells: Mapping[tuple[Any, ...], Any], key: tuple[object, ...]) -> markup.Cell:
     row = cells.get(key)
     ends = (getattr(row, name, None) for name in ("value", "low", "high"))
     return markup.number(*ends)
 
 
 def _chance(
-    cells: dict[tuple[object, ...], object], tasks: Sequence[str], *rest: object
+    cells: Mapping[tuple[Any, ...], Any], tasks: Sequence[str], *rest: object
 ) -> float | None:
-    return next(
-        (getattr(cells[task, *rest], "chance", None) for task in tasks if (task, *rest) in cells),
-        None,
-    )
+    found = (cells.get((task, *rest)) for task in tasks)
+    return next((getattr(row, "chance", None) for row in found if row is not None), None)

@@ -81,10 +81,10 @@ function showExample(place, number) {
   const weights = unfolded(seen.pattern, example.tokens.length);
   const last = example.tokens.length - 1;
   const strongest = weights[last].map((weight, at) => [weight, at]).sort((a, b) => b[0] - a[0]).slice(0, 5);
-  const list = strongest.filter(([weight]) => weight > 0.005).map(([weight, at]) => `“${example.tokens[at].replace(/\n/g, "↵")}” (${at}) ${weight.toFixed(2)}`);
+  const list = strongest.filter(([weight]) => weight > 0.005).map(([weight, at]) => `“${visible(example.tokens[at]).trim()}” (${at}) ${weight.toFixed(2)}`);
   shown.append(
     choices,
-    element("p", example.tokens.join(""), "prompt"),
+    element("p", example.tokens.map(visible).join(""), "prompt"),
     element("p", seen.direct === null
       ? `Its direct effect on the answer “${example.answer}” is not known: this model does not tell what its parts add.`
       : `Its direct effect on ${example.unit}, “${example.answer}”: ${seen.direct.toFixed(3)}.`),
@@ -95,7 +95,7 @@ function showExample(place, number) {
   shown.append(pattern);
   CircuitsVis.render(pattern.id, CircuitsVis.AttentionPattern, {
     attention: weights,
-    tokens: example.tokens.map((token) => token.replace(/\n/g, "↵")),
+    tokens: example.tokens.map(visible),
     maxValue: 1,
     minValue: -1,
     positiveColor: "#0072B2",
@@ -104,6 +104,8 @@ function showExample(place, number) {
     maskUpperTri: true,
   });
 }
+
+const visible = (token) => token.replace(/\n/g, "↵");
 
 // The lower triangle, row by row, a byte a weight, in 255ths.
 function unfolded(text, n) {

@@ -51,7 +51,8 @@ _MODEL = re.compile(r'"p\d{4,}"')
 
 def report_page(contents: Contents) -> str:
     """The report as HTML; the same contents give the same text."""
-    document, places = Document(), {}
+    document = Document()
+    places: dict[str, str] = {}
     links, sections = [], []
     for anchor, title, make in SECTIONS:
         blocks = make(contents)
@@ -75,7 +76,13 @@ def report_page(contents: Contents) -> str:
     document.title = _title(contents)
     items = [{"docid": "report", "roots": places, "root_ids": list(places)}]
     held = {
-        **dict(zip(("pictures", "places"), _renumbered(document.to_json(deferred=False), items), strict=True)),
+        **dict(
+            zip(
+                ("pictures", "places"),
+                _renumbered(document.to_json(deferred=False), items),
+                strict=True,
+            )
+        ),
         "examples": _json(_examples(contents.examples)),
         "told": _json(_told(contents)),
     }
@@ -99,10 +106,10 @@ def _title(contents: Contents) -> str:
 
 def _figure(picture: Picture, place: str) -> str:
     title, caption = markup.text(picture.title), markup.text(picture.caption)
+    made = markup.paragraph(picture.made, "made")
     return (
         f'<figure><div class="drawn" id="{place}" role="img" aria-label="{escape(picture.title)}">'
-        f"</div><figcaption><strong>{title}</strong> {caption}{markup.paragraph(picture.made, 'made')}"
-        "</figcaption></figure>"
+        f"</div><figcaption><strong>{title}</strong> {caption}{made}</figcaption></figure>"
     )
 
 
@@ -137,7 +144,9 @@ def _examples(examples: Mapping[str, Sequence[Example]]) -> dict[str, Any]:
                 "unit": each.unit,
                 "heads": {
                     f"{layer}.{head}": {
-                        "pattern": base64.b64encode(weights[np.tril_indices(len(weights))]).decode(),
+                        "pattern": base64.b64encode(
+                            weights[np.tril_indices(len(weights))].tobytes()
+                        ).decode(),
                         "direct": each.direct.get((layer, head)),
                     }
                     for (layer, head), weights in each.patterns.items()
@@ -165,7 +174,7 @@ def _told(contents: Contents) -> dict[str, dict[str, str]]:
 
 
 def _scripts(contents: Contents) -> list[str]:
-    """The programs of the page: bokeh, CircuitsVis where there is something to show, and its own."""
+    """The programs of the page: bokeh, CircuitsVis where it has something to show, its own."""
     found = Resources(mode="inline", log_level="warn", components=["bokeh"]).js_raw
     if any(contents.examples.values()):
         folder = Path(circuitsvis.__file__).parent

@@ -72,7 +72,9 @@ def _map(run: RunTables, task: str, key: tuple[str, ...], part: DataFrame) -> li
         height=90 + extra + max(110, 9 * (max(data["layer"]) + 1)),
         columns=columns,
     )
-    how = ", ".join(filter(None, [grids.named(site), direction, "" if method == "exact" else method]))
+    how = ", ".join(
+        filter(None, [grids.named(site), direction, "" if method == "exact" else method])
+    )
     caption = f"{words.capitalize()} ({metric}), by layer.{over} Point at a tile for its numbers."
     return [Picture(drawn, f"{task}: {how}", caption, run.made("patching"))]
 

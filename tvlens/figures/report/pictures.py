@@ -30,6 +30,8 @@ from numpy.typing import ArrayLike
 
 from tvlens.figures.style import GREY, PALE, PALETTE, RED
 
+Numbers = Sequence[float | int]
+
 DASHES = {"-": "solid", "--": "dashed", ":": "dotted", "-.": "dashdot"}
 """Lines of bokeh by those of catalogues."""
 
@@ -57,10 +59,10 @@ class Line:
     """
 
     label: str
-    x: Sequence[float]
-    y: Sequence[float]
-    low: Sequence[float] = ()
-    high: Sequence[float] = ()
+    x: Numbers
+    y: Numbers
+    low: Numbers = ()
+    high: Numbers = ()
     colour: str = "blue"
     dash: str = "-"
     told: Sequence[str] = field(default=())
@@ -71,9 +73,9 @@ class Band:
     """What lies behind the lines, such as chance."""
 
     label: str
-    x: Sequence[float]
-    low: Sequence[float]
-    high: Sequence[float]
+    x: Numbers
+    low: Numbers
+    high: Numbers
 
 
 def lines(
@@ -82,7 +84,7 @@ def lines(
     y: str,
     *,
     bands: Sequence[Band] = (),
-    mark: float | None = None,
+    mark: float | int | None = None,
     logarithmic: bool = False,
     percent: bool = False,
 ) -> Any:
@@ -121,7 +123,9 @@ def lines(
         pointed.append(dots)
         entries.append(LegendItem(label=each.label, renderers=[line, dots, *drawn]))
     if mark is not None:
-        plot.add_layout(Span(location=mark, dimension="height", line_color=GREY, line_dash="dotted"))
+        plot.add_layout(
+            Span(location=mark, dimension="height", line_color=GREY, line_dash="dotted")
+        )
     if percent:
         plot.xaxis.formatter.update(use_scientific=False)
     hover = HoverTool(renderers=pointed, tooltips=_TIP.format("@told{safe}"), mode="mouse")
@@ -207,8 +211,9 @@ def tile_map(
     tiles = plot.rect(
         x,
         y,
-        1,
-        1,
+        # A little more than 1, or the ground shows through between tiles.
+        1.02,
+        1.02,
         source=source,
         fill_color={"field": value, "transform": colour},
         **edges,

@@ -105,7 +105,9 @@ def _best(means: Mapping[tuple[str, str], float]) -> list[str]:
         return []
     ranked = sorted(made, key=lambda m: -made[m])
     first = ranked[0]
-    line = f"On prompts without examples the best vector is {label_of(first)}: {percent(made[first])}"
+    line = (
+        f"On prompts without examples the best vector is {label_of(first)}: {percent(made[first])}"
+    )
     shuffled = means.get((first, "shuffled"))
     if shuffled is not None:
         line += f" ({percent(shuffled)} with shuffled labels)"
@@ -188,7 +190,9 @@ def _agreement(contents: Contents) -> list[str]:
         halves = table[(table["comparison"] == "aie halves") & (table["measure"] == "overlap")]
         halves = halves[halves["k"] == k]
         if len(halves):
-            line += f", and two halves of the prompts agree on {short(k * halves['value'].mean(), 1)}"
+            line += (
+                f", and two halves of the prompts agree on {short(k * halves['value'].mean(), 1)}"
+            )
         ranked = table[(table["comparison"] == "aie and ltv") & (table["measure"] == "spearman")]
         line += f". Over all heads their ranks correlate by {short(ranked['value'].mean())}."
         return [line]
