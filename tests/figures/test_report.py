@@ -55,7 +55,7 @@ def test_it_says_what_was_found_in_ten_lines_at_most(html):
     assert 6 <= len(lines) <= words.LINES
     said = " ".join(lines)
     assert "which of the 24 attention heads of tiny carry 2 tasks: present-past and antonym" in said
-    assert "answers 90% of test prompts, without any 10%, with shuffled labels 30%" in said
+    assert "answers 90% of test prompts, without examples 10%, with shuffled labels 30%" in said
     assert "the best vector is LTV: 80% (70% with shuffled labels); then FV, one layer 50%" in said
     assert "of controls, random ω 5%" in said
     assert "linear: at 8 points, past the 4 of training" in said

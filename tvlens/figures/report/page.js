@@ -15,7 +15,9 @@ function sortBy(button) {
   const head = button.closest("th");
   const body = head.closest("table").tBodies[0];
   const column = Number(button.dataset.sort);
-  const rising = head.getAttribute("aria-sort") === "descending";
+  const numbers = [...body.rows].some((row) => row.cells[column].dataset.value !== undefined);
+  // Numbers begin with the largest, words with A.
+  const rising = (head.getAttribute("aria-sort") || (numbers ? "ascending" : "descending")) === "descending";
   for (const other of head.parentElement.children) other.removeAttribute("aria-sort");
   head.setAttribute("aria-sort", rising ? "ascending" : "descending");
   const sign = rising ? 1 : -1;
@@ -26,7 +28,7 @@ function sortBy(button) {
   });
   rows.sort((a, b) => {
     if (!a.text || !b.text) return (a.text ? 0 : 1) - (b.text ? 0 : 1);
-    if (isNaN(a.number) || isNaN(b.number)) return -sign * a.text.localeCompare(b.text, undefined, { numeric: true });
+    if (isNaN(a.number) || isNaN(b.number)) return sign * a.text.localeCompare(b.text, undefined, { numeric: true });
     return sign * (a.number - b.number);
   });
   body.append(...rows.map((each) => each.row));

@@ -207,7 +207,7 @@ def tile_map(
     plot.x_range = Range1d(found[x].min() - 0.5, found[x].max() + 0.5)
     plot.y_range = Range1d(found[y].min() - 0.5, found[y].max() + 0.5)
     plot.grid.grid_line_color = None
-    edges: dict[str, Any] = {"line_color": "black", "line_width": 1.4, "line_alpha": edge or 0}
+    fill = {"field": value, "transform": colour}
     tiles = plot.rect(
         x,
         y,
@@ -215,16 +215,26 @@ def tile_map(
         1.02,
         1.02,
         source=source,
-        fill_color={"field": value, "transform": colour},
-        **edges,
+        fill_color=fill,
+        line_color=None,
         nonselection_fill_alpha=1,
+        hover_fill_color=fill,
+        hover_line_color=GREY,
+    )
+    plot.rect(
+        x,
+        y,
+        1,
+        1,
+        source=source,
+        fill_color=None,
+        line_color="black",
+        line_width=1.4,
+        line_alpha=edge or 0,
         nonselection_line_alpha=edge or 0,
         selection_line_color=RED,
         selection_line_width=3,
         selection_line_alpha=1,
-        hover_line_color=GREY,
-        hover_line_alpha=1,
-        hover_fill_color={"field": value, "transform": colour},
     )
     plot.add_tools(HoverTool(renderers=[tiles], tooltips=_TIP.format("@told{safe}")))
     plot.add_tools(TapTool(renderers=[tiles]))

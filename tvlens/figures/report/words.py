@@ -83,7 +83,7 @@ def _text(contents: Contents) -> list[str]:
         if clean is not None and None not in bare.values():
             lines.append(
                 f"With right examples in the prompt the model answers {percent(clean)} of test "
-                f"prompts, without any {percent(bare['zero'] or 0)}, with shuffled labels "
+                f"prompts, without examples {percent(bare['zero'] or 0)}, with shuffled labels "
                 f"{percent(bare['shuffled'] or 0)} (first token{over})."
             )
         lines += _best(means)
