@@ -36,7 +36,10 @@ def here(tmp_path_factory) -> Path:
 def test_a_study_ends_with_its_page(here):
     html = (here / "study" / "report.html").read_text()
     for task in trained.TASKS:
-        assert f'<div class="attention" data-task="{task}"><p>What a head attends to' in html
+        assert (
+            f'<div class="attention" data-task="{task}"><p class="how">What a head attends to'
+            in html
+        )
     assert "data in <code>heads.csv</code>" in html
     assert "carry 2 tasks: seven-on and fourteen-on, by AIE and LTV contribution" in html
 
@@ -79,7 +82,10 @@ def test_a_study_of_functions_has_a_page_too(tmp_path, monkeypatch):
     ok("study", "regression", "--functions", "lines.safetensors", *options, "--out", "study")
     html = Path("study/report.html").read_text()
     assert "lines: vectors of each prompt" in html
-    assert '<div class="attention" data-task="lines-class-informative"><p>What a head' in html
+    assert (
+        '<div class="attention" data-task="lines-class-informative"><p class="how">What a head'
+        in html
+    )
     # A file of one's own is not known by the name of its class; nor are its weights another's.
     result = run("report", "study", "--out", "page.html")
     assert result.code == 0

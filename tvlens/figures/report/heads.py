@@ -113,7 +113,8 @@ def _place(contents: Contents, task: str, scores: Sequence[ranks.Ranked]) -> str
     )
     return (
         f'<div class="attention" data-task="{escape(task)}">'
-        f"<p>What a head attends to, {escape(task)}; click a map, or choose one of the best:</p>"
+        f'<p class="how">What a head attends to, {escape(task)}; click a map, or choose one of '
+        "the best:</p>"
         f'<div class="choices" role="group" aria-label="Heads of {escape(task)}">{buttons}</div>'
         '<div class="shown" aria-live="polite"></div></div>'
     )

@@ -56,7 +56,7 @@ def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], 
     body = "".join(f"<tr>{_row(cells)}</tr>" for cells in rows)
     return (
         f'<div class="table" tabindex="0" role="region" aria-label="{escape(caption)}">'
-        f"<table><caption>{text(caption)}</caption><thead><tr>{heads}</tr></thead>"
+        f"<table><caption><span>{text(caption)}</span></caption><thead><tr>{heads}</tr></thead>"
         f"<tbody>{body}</tbody></table></div>{paragraph(made, 'made')}"
     )
 
