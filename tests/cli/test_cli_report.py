@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import reports, tiny_regression, trained
+from helpers import reports, trained
 from helpers.commands import mistake, ok, run
 from tvlens.cli import app as cli
 from tvlens.errors import RunError
@@ -73,23 +73,6 @@ def test_tasks_that_are_not_found_are_named_and_left_out(here, tmp_path):
     result = run("report", here / "study", "--data", tmp_path / "data", "--out", out)
     assert "the run asked another seven-on, or in another layout" in result.err
     assert "the run asked another seven-on" in out.read_text()
-
-
-def test_a_study_of_functions_has_a_page_too(tmp_path, monkeypatch):
-    tiny_regression.save(tmp_path / "lines.safetensors")
-    monkeypatch.chdir(tmp_path)
-    options = ["--steps", 2, "--n-test", 4, "--shifts", "none", "--ltv-seeds", 1]
-    ok("study", "regression", "--functions", "lines.safetensors", *options, "--out", "study")
-    html = Path("study/report.html").read_text()
-    assert "lines: vectors of each prompt" in html
-    assert (
-        '<div class="attention" data-task="lines-class-informative"><p class="how">What a head'
-        in html
-    )
-    # A file of one's own is not known by the name of its class; nor are its weights another's.
-    result = run("report", "study", "--out", "page.html")
-    assert result.code == 0
-    assert "warning: lines: What heads attend to is left out: --functions 'lines'" in result.err
 
 
 def test_an_unfinished_run_is_warned_of(tmp_path):
