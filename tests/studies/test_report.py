@@ -1,6 +1,7 @@
 """Reports of run folders: which may stand together, what is refused, what heads attend to."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -213,6 +214,17 @@ def test_a_damaged_table_is_named(tmp_path):
     (folder / "heads.csv").write_bytes(b'"a\xff')
     with pytest.raises(RunError, match=r"cannot read .*heads.csv: .*; expected a table in CSV"):
         find_run(folder)
+
+
+def test_a_table_of_something_else_is_refused_with_the_name_of_its_folder(tmp_path):
+    results = reports.text_results()
+    results["value"] = "much"
+    folder = reports.save(tmp_path / "run", {"results": results})
+    with pytest.raises(RunError) as caught:
+        write_report(find_runs([folder]), tmp_path / "page.html")
+    said = f"cannot read {folder}: .*; expected tables and manifests as tvlens commands write them"
+    assert re.match(said, str(caught.value))
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_a_page_that_cannot_be_written_is_refused(tmp_path):

@@ -14,7 +14,7 @@ from tvlens.figures.report.contents import Contents, Example, RunTables
 from tvlens.figures.report.page import report_page
 from tvlens.lens.lens import Lens
 from tvlens.runs.finished import FoundRun, find_run
-from tvlens.runs.storage import write
+from tvlens.runs.storage import reading, write
 from tvlens.studies.examples import examples_of
 from tvlens.tasks.base import PromptSource
 
@@ -108,15 +108,19 @@ def write_report(
         unseen: why a task is not among them, in a sentence.
 
     Raises:
-        RunError: the file cannot be written.
+        RunError: a table holds something else than its command writes, or the file cannot be
+            written.
     """
     out = Path(out)
     require_writable(out)
-    tables = [_tables(run, out.parent) for run in runs]
-    examples, reasons = _examples(tables, asked or {}, unseen or {})
     names = list(dict.fromkeys(name for run in runs for name in _models(run.manifest)))
-    contents = Contents(" and ".join(names) or "a model", tables, examples, reasons)
-    write(out, report_page(contents).encode())
+    folders = " and ".join(str(run.folder) for run in runs)
+    with reading(folders, "tables and manifests as tvlens commands write them"):
+        tables = [_tables(run, out.parent) for run in runs]
+        examples, reasons = _examples(tables, asked or {}, unseen or {})
+        contents = Contents(" and ".join(names) or "a model", tables, examples, reasons)
+        page = report_page(contents)
+    write(out, page.encode())
     return out
 
 
