@@ -8,10 +8,17 @@ import jaxtyping
 import pytest
 import torch
 
-from helpers import zoo
+from helpers import browser, zoo
 
 # Operations on tiny tensors take longer on several threads than on one.
 torch.set_num_threads(1)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Says in a line that nothing was looked at in a browser, which dots would not."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if any(browser.NOT_RUN in str(report.longrepr) for report in skipped):
+        terminalreporter.write_line(f"{browser.NOT_RUN}; {browser.REMEDY}")
 
 
 @pytest.fixture(params=zoo.CASES, ids=["-".join(case) for case in zoo.CASES])

@@ -12,7 +12,7 @@ from tvlens.cli import options
 from tvlens.errors import LONGEST, TvlensError
 from tvlens.runs.run import Run
 
-HEAVY = ("torch", "transformers", "transformer_lens", "pandas", "matplotlib", "scipy")
+HEAVY = ("torch", "transformers", "transformer_lens", "pandas", "matplotlib", "scipy", "bokeh")
 LOADED = f"import sys; print('loaded:', *(name for name in {HEAVY} if name in sys.modules))"
 
 
@@ -103,6 +103,7 @@ except SystemExit as end:
         "patch --prompts nonsense.json --out run",
         "score --task nonsense --out run",
         "score --task antonym --by nonsense --out run",
+        "report nonsense --out run.html",
     ],
 )
 def test_names_that_are_not_there_are_found_before_anything_heavy_is_loaded(words):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import tvlens
-from helpers import zoo
+from helpers import reports, zoo
 from tvlens.cli.options import read_scores
 from tvlens.cli.studies import read_functions
 from tvlens.errors import TaskError
@@ -33,6 +33,7 @@ from tvlens.runs.run import Run
 from tvlens.runs.storage import Kept, file_sha256
 from tvlens.scores.agreement import compare_head_sets, overlap_curve
 from tvlens.scores.score import Scores
+from tvlens.studies.report import find_runs, write_report
 from tvlens.studies.text import TextSettings
 from tvlens.tasks import (
     Pair,
@@ -383,6 +384,13 @@ HEADS = "task,layer,head,aie\n" + "".join(
     for layer in range(2)
     for head in range(4)
 )
+
+
+def read_report(folder: Path) -> None:
+    """Writes the page of a run folder."""
+    write_report(find_runs([folder / "run"]), folder / "page.html")
+
+
 KINDS = [
     *(Kind(f"task-{name}", _written(name, text), _task(name)) for name, text in TASK_FILES.items()),
     Kind("task-folder", make_folder, read_folder),
@@ -407,6 +415,7 @@ KINDS = [
     Kind("scores", _saved("scores.safetensors", make_scores), read_score_file),
     Kind("heads-table", _written("heads.csv", HEADS), read_table),
     Kind("run", use_run, use_run, 2),
+    Kind("report", lambda folder: reports.save(folder / "run", reports.tables()), read_report, 0.1),
     Kind("cache", make_cache, read_cache, 0.5),
     Kind("regression", make_regression, read_regression, 0.5),
     Kind("garg", make_garg, read_garg),

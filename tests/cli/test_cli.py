@@ -175,7 +175,10 @@ def test_what_the_study_prints_reads_well(study):
     assert re.search(r"│ icl +│ +│ +│ 1.00 \[0.70, 1.00\] │", study.out)
     assert "fourteen-on: head sets" in lines
     assert re.search(r"│ aie and ltv │ overlap +│ 5 │ +\d\.\d{3} │ +0\.625 │", study.out)
-    assert lines[-1] == f"Tables, vectors, figures and manifest are in {study.folder}"
+    assert lines[-2:] == [
+        f"Tables, vectors, figures and manifest are in {study.folder}",
+        f"Open {study.folder}/report.html in a browser",
+    ]
 
 
 def test_the_same_command_resumes_and_changes_no_byte(study, both):
@@ -451,7 +454,7 @@ def test_the_paper_preset_is_the_released_codes(source, tmp_path):
 # --- help -----------------------------------------------------------------------------------------
 
 COMMANDS = ["models", "tasks", "mediate", "patch", "score", "ablate", "fit", "evaluate", "compare"]
-COMMANDS += ["study", "bench", "regression"]
+COMMANDS += ["report", "study", "bench", "regression"]
 GROUP = ["train", "bench", "models"]
 
 

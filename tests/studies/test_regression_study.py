@@ -13,7 +13,7 @@ import torch
 
 import tvlens
 from helpers import tiny_regression as tiny
-from helpers.commands import mistake, ok
+from helpers.commands import mistake, ok, run
 from tvlens.errors import RunError, TaskError, UnknownNameError
 from tvlens.models.catalogue import list_shipped
 from tvlens.models.regression.training import model_card, preset, train
@@ -257,6 +257,18 @@ def test_the_same_command_computes_nothing_again_and_writes_the_same(study, monk
     before = {name: (study.out / name).read_bytes() for name in names}
     assert ok(*study.command) == study.said
     assert {name: (study.out / name).read_bytes() for name in names} == before
+
+
+def test_the_page_of_the_study_shows_curves_and_what_heads_attend_to(study):
+    html = (study.out / "report.html").read_text()
+    assert "Made by <code>tvlens study regression --functions lines --seed 0</code>" in html
+    assert "lines: vectors of each prompt" in html
+    assert '<div class="attention" data-task="lines-class-informative"><p class="how">' in html
+    assert f"lines: at {LONGEST} points, past the 6 of training, the bare model errs by" in html
+    # A file of one's own is not known by the name of its class.
+    result = run("report", study.out, "--out", study.out.parent / "page.html")
+    assert result.code == 0
+    assert "warning: lines: What heads attend to is left out: --functions 'lines'" in result.err
 
 
 def test_another_command_into_the_same_folder_is_refused(study):

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from tvlens import __version__
-from tvlens.cli import ablation, bench, models, patching, scores, studies, vectors
+from tvlens.cli import ablation, bench, models, patching, report, scores, studies, vectors
 from tvlens.console import complain, say
 from tvlens.errors import TvlensError
 
@@ -42,6 +42,7 @@ app.command("ablate")(ablation.ablate)
 app.command("fit")(vectors.fit)
 app.command("evaluate")(vectors.evaluate)
 app.command("compare")(scores.compare)
+app.command("report")(report.report)
 bench_app.callback(invoke_without_command=True)(bench.bench_text)
 bench_app.command("patching")(bench.bench_patching)
 bench_app.command("ablation")(bench.bench_ablation)

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, replace
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from tvlens.lens.lens import Lens
+    from tvlens.studies.report import Asked
     from tvlens.tasks.regression.task import FunctionTask
 
 
@@ -80,10 +82,12 @@ def study_text(
     """Mediation, function vectors, LTV, evaluation and comparison of text tasks.
 
     Writes OUT/results.csv (methods on test prompts), OUT/heads.csv (AIE and LTV weight of every
-    head), OUT/headsets.csv (their agreement), OUT/vectors, OUT/figures and OUT/manifest.json.
+    head), OUT/headsets.csv (their agreement), OUT/vectors, OUT/figures, OUT/manifest.json and
+    OUT/report.html, which shows them.
     """
     chosen = read_tasks(tasks, data, duplicates, template)
 
+    from tvlens.studies.report import Asked
     from tvlens.studies.study import study_all
     from tvlens.studies.text import TextSettings, text_plans
     from tvlens.vectors.catalogue import methods_named
@@ -101,14 +105,16 @@ def study_text(
     lens = load_lens(model, backend, dtype, device, revision)
     chosen = lay_out(chosen, template, lens)
     require_askable(lens, chosen, shots, get_args(Split), settings.n_means)
+    plans = text_plans(lens, chosen, settings)
     with open_run(out, "study text", lens, chosen, settings) as run:
-        found = study_all(text_plans(lens, chosen, settings), run, say=say)
+        found = study_all(plans, run, say=say)
     for name, result in found.items():
         show_accuracy(result.results)
         headsets = result.headsets
         overlap = headsets[headsets["measure"].isin(["overlap", "rank_biased_overlap", "spearman"])]
         show(overlap[["comparison", "measure", "k", "value", "chance"]], f"{name}: head sets")
     say(f"Tables, vectors, figures and manifest are in {out}")
+    _show_page(out, {name: Asked(lens, task, shots, seed) for name, task in chosen.items()})
 
 
 def study_regression(
@@ -145,10 +151,12 @@ def study_regression(
     """Mediation, function vectors, LTV, fidelity benchmark and comparison of function classes.
 
     Writes OUT/results.csv (errors of every method and estimator at every number of points),
-    OUT/heads.csv, OUT/headsets.csv, OUT/vectors, OUT/figures and OUT/manifest.json.
+    OUT/heads.csv, OUT/headsets.csv, OUT/vectors, OUT/figures, OUT/manifest.json and
+    OUT/report.html, which shows them.
     """
     from tvlens.runs.run import Run
     from tvlens.studies.regression import RegressionSettings, regression_plans
+    from tvlens.studies.report import Asked
     from tvlens.studies.study import study_all
     from tvlens.vectors.catalogue import methods_named
 
@@ -171,6 +179,10 @@ def study_regression(
         overlap = study.headsets[study.headsets["measure"].isin(["overlap", "spearman"])]
         show(overlap[["task", "comparison", "measure", "k", "value", "chance"]], f"{name}: heads")
     say(f"Tables, vectors, figures and manifest are in {out}")
+    _show_page(
+        out,
+        {name: Asked(p.lens, p.task, p.trained - 1, seed) for name, p in plans.items()},
+    )
 
 
 def read_functions(
@@ -210,6 +222,13 @@ def read_functions(
         found[label] = load(source, backend=backend), task
         digests |= {label: task.digest, f"{label}, weights": model.digest}
     return found, digests
+
+
+def _show_page(out: Path, asked: "dict[str, Asked]") -> None:
+    """The page of a study that has ended, in its own folder."""
+    from tvlens.studies.report import PAGE, find_runs, write_report
+
+    say(f"Open {write_report(find_runs([out]), out / PAGE, asked)} in a browser")
 
 
 def _show_errors(functions: str, results: "pd.DataFrame", train_points: int) -> None:

@@ -49,8 +49,16 @@ def resume(earlier: dict[str, Any], manifest: dict[str, Any]) -> dict[str, Any]:
     return {**manifest, **notes, "earlier_sessions": sessions}
 
 
-def require_manifest(folder: Path, earlier: Any, expected: dict[str, Any]) -> None:
+def require_manifest(
+    folder: Path, earlier: Any, expected: dict[str, Any], *, remedy: str = "choose another --out"
+) -> None:
     """Refuse what has not the keys of a manifest, each of its kind.
+
+    Args:
+        folder: the run folder.
+        earlier: what its `manifest.json` holds.
+        expected: a manifest.
+        remedy: what to do about it.
 
     Raises:
         RunError: a key is missing, or holds something else.
@@ -65,9 +73,7 @@ def require_manifest(folder: Path, earlier: Any, expected: dict[str, Any]) -> No
         if not wrong and not missing and isinstance(earlier["versions"].get("tvlens"), str):
             return
         problem = f"has no sound {(missing or wrong or ['versions'])[0]!r}"
-    raise RunError(
-        f"'{folder}/manifest.json' is not a run's manifest: it {problem}; choose another --out"
-    )
+    raise RunError(f"'{folder}/manifest.json' is not a run's manifest: it {problem}; {remedy}")
 
 
 def digest_of(outputs: dict[str, Any]) -> str:

@@ -7,6 +7,9 @@ from .plan import View as View
 from .regression import RegressionPlan as RegressionPlan
 from .regression import RegressionSettings as RegressionSettings
 from .regression import regression_plans as regression_plans
+from .report import Asked as Asked
+from .report import find_runs as find_runs
+from .report import write_report as write_report
 from .study import Study as Study
 from .study import study_all as study_all
 from .study import study_task as study_task

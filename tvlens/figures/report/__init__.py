@@ -1,0 +1,1 @@
+"""A report of runs: one page of HTML that opens without a network."""
