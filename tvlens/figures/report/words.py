@@ -78,13 +78,13 @@ def _text(contents: Contents) -> list[str]:
         means = _accuracies(results)
         tasks = results["task"].nunique()
         over = f", means over {tasks} tasks" if tasks > 1 else ""
-        bare = {prompt: means.get(("none", prompt)) for prompt in ("zero", "shuffled")}
         clean = means.get(("icl", "clean"))
-        if clean is not None and None not in bare.values():
+        zero, shuffled = (means.get(("none", prompt)) for prompt in ("zero", "shuffled"))
+        if clean is not None and zero is not None and shuffled is not None:
             lines.append(
                 f"With right examples in the prompt the model answers {percent(clean)} of test "
-                f"prompts, without examples {percent(bare['zero'] or 0)}, with shuffled labels "
-                f"{percent(bare['shuffled'] or 0)} (first token{over})."
+                f"prompts, without examples {percent(zero)}, with shuffled labels "
+                f"{percent(shuffled)} (first token{over})."
             )
         lines += _best(means)
     return lines
