@@ -73,7 +73,7 @@ class Size:
 
 SIZES = {
     "smoke": Size(4, 16, 4, 4, 2, (0.0, 0.02, 0.1), ("mean",)),
-    "small": Size(48, 100, 25, None, 20),
+    "small": Size(32, 60, 15, 40, 6, set_to=("mean", "zero")),
 }
 
 

@@ -53,8 +53,8 @@ from tvlens.vectors.vector import Vector
 TASKS = "present-past,singular-plural,country-nationality,verb-gerund,capitalize-word"
 TASKS += ",country-capital"
 FUNCTIONS = "linear,sparse-linear,relu"
-KS = (1, 2, 3, 5, 10, 20, 50, 100)
-L1 = (0.001, 0.003, 0.01)
+KS = (1, 3, 10, 30, 100)
+L1 = (0.001, 0.01)
 """Penalties on Σ|omega| of the other way to few heads."""
 KINDS: tuple[PromptKind, ...] = ("zero", "shuffled")
 METRICS = {
@@ -65,6 +65,8 @@ METRICS = {
     "d_ntp_labels": "d_NTP, labels",
 }
 LOWER = ("cross_entropy", "d_ntp", "d_ntp_labels")
+SMALL_TEXT: dict[str, Any] = {"n_means": 60, "n_mediation": 20, "n_test": 40}
+SMALL_STEPS = 40
 SMOKE_TEXT: dict[str, Any] = {"n_means": 30, "n_mediation": 8, "n_test": 12}
 SMOKE_POINTS: dict[str, Any] = {
     "n_means": 64,
@@ -94,10 +96,11 @@ def main(
         settings = TextSettings(
             seed=seed,
             shots=shots,
-            ltv=options.fit_settings("default", None, shots),
+            ltv=options.fit_settings("default", SMALL_STEPS, shots),
             ltv_seeds=1,
             control_draws=1,
             methods=every,
+            **SMALL_TEXT,
         )
         if smoke:
             ltv = replace(settings.ltv, steps=20, n_prompts=40, n_validation=8)
