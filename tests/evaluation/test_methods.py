@@ -13,6 +13,7 @@ from tvlens.lens.hooks import WholePassEngine, intervene
 from tvlens.lens.readout import FirstToken
 from tvlens.stats import bootstrap_mean, share_interval
 from tvlens.vectors.controls import random_controls
+from tvlens.vectors.icv import InContextVector
 from tvlens.vectors.ltv.ltv import LearnableTaskVector
 from tvlens.vectors.vector import TaskVector
 
@@ -64,6 +65,31 @@ def test_values_are_means_over_the_same_test_prompts(lens, task):
                 interval = made_of(values[:, i], seed=4)
                 found = (row["value"], row["ci_low"], row["ci_high"])
                 assert found == pytest.approx((interval.value, interval.low, interval.high), 1e-5)
+
+
+def test_a_method_that_acts_everywhere_costs_the_others_nothing(lens, task, monkeypatch):
+    made = vector()
+    turned = InContextVector(made.vectors, made.layers, "llama", "turned", everywhere=True)
+    watched = replace(lens, engine=zoo.Watched(lens.engine))
+    options = {"kinds": ("zero",), "shots": 2}
+    alone = [evaluate(lens, task, {name: m}, **options) for name, m in (("a", made), ("b", turned))]
+    generated = []
+    whole = WholePassEngine.generate_batch
+    monkeypatch.setattr(
+        WholePassEngine,
+        "generate_batch",
+        lambda self, batch, edit, *rest: (
+            generated.append(edit.n_variant) or whole(self, batch, edit, *rest)
+        ),
+    )
+    both = evaluate(watched, task, {"a": made, "b": turned}, **options)
+    expected = pd.concat(alone).drop_duplicates(["method", "metric"])
+    pd.testing.assert_frame_equal(
+        both.sort_values(["method", "metric"], ignore_index=True),
+        expected.sort_values(["method", "metric"], ignore_index=True),
+        rtol=1e-5,
+    )
+    assert set(generated) <= {1}
 
 
 class Loud(FirstToken):

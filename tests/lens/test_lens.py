@@ -119,6 +119,26 @@ def test_edits_at_the_query_alone_run_on_the_lens_own_engine(lens):
     assert whole.engine_for(edit, edit.and_at((1,))) is whole.engine
 
 
+def test_every_edit_has_the_readings_of_its_own_engine(lens):
+    edit = each_head(lens, 4)
+    small = replace(lens, engine=zoo.Watched(lens.engine), max_tokens=10)
+    batch = zoo.batch([[8 + i] for i in range(11)])
+    edits = [edit, edit.and_at((1,)), NoEdit(3)]
+    found = list(small.readings_for(batch, edits))
+    rows = [row for piece, _ in found for row in range(piece.start, piece.stop)]
+    assert rows == list(range(11))
+    assert len(found) > 1
+    for piece, read in found:
+        assert [engine for engine, _ in read] == [
+            small.engine,
+            lens.engine.anywhere,
+            small.engine,
+        ]
+        assert read[0][1] is read[2][1]
+        for _, reading in read:
+            assert torch.equal(reading.batch.inputs, batch.inputs[piece])
+
+
 def test_outputs_of_edits_at_further_columns_are_those_of_whole_passes(lens):
     batch, edit = zoo.batch(), each_head(lens, 4).and_at((2, 5))
     watched = zoo.Watched(lens.engine)

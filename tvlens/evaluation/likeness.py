@@ -176,20 +176,16 @@ def _states(
     progress: Callable[[int], None] | None,
 ) -> Float[Tensor, "prompt method d_model"]:
     """Last residual streams under every vector."""
-    engine = lens.engine_for(*(edit for edit, _ in edits))
     batch = lens.encode(prompts)
     found = torch.empty(len(batch), n_methods, lens.d_model)
-    done = 0
     with lens.frozen(), torch.no_grad():
-        for reading in lens.readings(batch, engine=engine):
-            rows = slice(done, done + len(reading))
-            for edit, index in edits:
+        for rows, read in lens.readings_for(batch, [edit for edit, _ in edits]):
+            for (edit, index), (engine, reading) in zip(edits, read, strict=True):
                 pieces = lens.variants(reading, edit.of_prompts(rows.start, rows.stop))
                 parts = [engine.final(reading, piece) for piece in pieces]
                 found[rows, index] = torch.cat(parts, dim=1).float().cpu()
-            done = rows.stop
             if progress is not None:
-                progress(len(reading))
+                progress(rows.stop - rows.start)
     return found
 
 

@@ -187,7 +187,6 @@ def evaluate_prompts(
     draws = {name: draws_of(lens, name, given) for name, given in {BARE: None, **methods}.items()}
     every = [vector for each in draws.values() for vector in each]
     edits = edits_of(every, lens, prompts)
-    engine = lens.engine_for(*(edit for edit, _ in edits))
     batch = lens.encode(prompts)
     template = prompts.template if isinstance(prompts, Prompts) else None
     names = [measure.name for measure in lens.readout.measures]
@@ -196,11 +195,9 @@ def evaluate_prompts(
     if exact_match:
         names = [*names, "exact_match"] if telling else ["exact_match", *names]
     measured = torch.full((len(batch), len(every), len(names)), torch.nan, dtype=torch.float64)
-    done = 0
     with lens.frozen(), torch.no_grad():
-        for reading in lens.readings(batch, engine=engine):
-            rows = slice(done, done + len(reading))
-            for edit, index in edits:
+        for rows, read in lens.readings_for(batch, [edit for edit, _ in edits]):
+            for (edit, index), (engine, reading) in zip(edits, read, strict=True):
                 values = []
                 for piece in lens.variants(reading, edit.of_prompts(rows.start, rows.stop)):
                     outputs = engine.run(reading, piece)
@@ -211,9 +208,8 @@ def evaluate_prompts(
                         parts = [values[-1], right[..., None]]
                         values[-1] = torch.cat(parts if telling else parts[::-1], dim=-1)
                 measured[rows, index] = torch.cat(values, dim=1)
-            done = rows.stop
             if progress is not None:
-                progress(len(reading))
+                progress(rows.stop - rows.start)
     sizes = [len(each) for each in draws.values()]
     means = [part.mean(dim=1) for part in measured.split(sizes, dim=1)]
     measures, by_method = tuple(names), torch.stack(means, dim=1)

@@ -1,6 +1,6 @@
 """The lens: a frozen model, the engine that edits its prompts, and how its answers are read."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, get_args
@@ -149,6 +149,30 @@ class Lens:
         step *= batch.shared
         for start in range(0, len(batch), step):
             yield engine.read(batch[start : start + step])
+
+    def readings_for(
+        self, batch: Batch, edits: Sequence[Edit]
+    ) -> Iterator[tuple[slice, list[tuple[Engine[Any], Reading]]]]:
+        """The prompts piece by piece, each piece read by every engine that is needed.
+
+        An edit that acts elsewhere too does not cost those that do not the engine of the query.
+
+        Args:
+            batch: the prompts.
+            edits: what will be run.
+
+        Yields:
+            Which rows of the batch, and for every edit its engine and what that has read.
+        """
+        engines = [self.engine_for(edit) for edit in edits]
+        needed = list(dict.fromkeys(engines))
+        done = 0
+        pieces = [self.readings(batch, engine=engine) for engine in needed]
+        for found in zip(*pieces, strict=True):
+            rows = slice(done, done + len(found[0]))
+            read = dict(zip(needed, found, strict=True))
+            yield rows, [(engine, read[engine]) for engine in engines]
+            done = rows.stop
 
     def variants(self, reading: Reading, edit: Edit) -> Iterator[Edit]:
         """The edit in pieces of at most `max_rows` rows for these prompts."""
