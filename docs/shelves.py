@@ -110,6 +110,35 @@ class Shelf(SphinxDirective):
         return node.children
 
 
+@cache
+def documented() -> dict[str, Any]:
+    """Everything public, and the methods of public classes, by the full name of its entry."""
+    found: dict[str, Any] = {}
+    for name in sorted(set(public().values())):
+        shelf, last = name.rsplit(".", 1)
+        value = getattr(importlib.import_module(shelf), last)
+        found[name] = value
+        if inspect.isclass(value):
+            own = {key: given for key, given in vars(value).items() if key[0] != "_"}
+            found |= {f"{name}.{key}": given for key, given in own.items()}
+    return found
+
+
+class Raised(SphinxDirective):
+    """What says in its docstring that it raises an error of `tvlens.errors`, with links."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        says = re.compile(rf"^ +{self.arguments[0]}: ", re.MULTILINE)
+        who = [name for name, value in documented().items() if says.search(value.__doc__ or "")]
+        links = ", ".join(f":py:obj:`{name.removeprefix('tvlens.')} <{name}>`" for name in who)
+        node = nodes.container()
+        line = f"Raised by {links}." if who else "Raised by commands."
+        self.state.nested_parse(StringList([line], source="raised"), 0, node)
+        return node.children
+
+
 def named(text: str) -> str | None:
     """The full name of what code in a line names: in full, or a class by its last name alone."""
     name = CALL.sub("", text)
@@ -160,6 +189,7 @@ def shorten(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
     app.add_directive("shelf", Shelf)
+    app.add_directive("raised", Raised)
     app.add_transform(LinkCode)
     app.connect("missing-reference", resolve_short)
     # After what reads the sections of docstrings.
