@@ -39,6 +39,7 @@ MAY_IMPORT: dict[str, list[str]] = {
         "scores.ranking",
         "scores.catalogue",
         "vectors.catalogue",
+        "tasks.regression.functions",
         "tasks.regression.oracles",
     ],
 }

@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Any, cast
 
 import matplotlib as mpl
 import numpy as np
@@ -7,6 +7,7 @@ import pytest
 import torch
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -15,6 +16,11 @@ from pandas import DataFrame
 from tvlens import figures
 from tvlens.errors import NumericalError, ShapeError, UnknownNameError
 from tvlens.figures import curves as figures_regression
+from tvlens.figures import style
+from tvlens.figures.modalities import MODALITY_PANELS
+from tvlens.figures.style import WIDTHS
+from tvlens.tasks.regression.functions import CLASSES
+from tvlens.tasks.regression.oracles import ORACLES
 
 METHODS = ("none", "fv_layer", "fv_per_layer", "ltv", "random", "permuted")
 
@@ -321,7 +327,9 @@ def rows_of(table: DataFrame, method: str, shift: str = "none") -> DataFrame:
 @pytest.mark.parametrize("shift", ["none", "skewed"])
 def test_error_curves_have_three_panels_with_the_bare_model_in_each(shift: str) -> None:
     table = error_results()
-    figure = figures_regression.error_curves(table, functions="tree", train_points=4, shift=shift)
+    figure = figures_regression.error_curves(
+        table, functions="tree", train_points=4, shift=shift, lines="all"
+    )
     draw(figure)
     assert [axes.get_title() for axes in figure.axes] == [
         "model and estimators",
@@ -361,12 +369,65 @@ def test_error_curves_have_three_panels_with_the_bare_model_in_each(shift: str) 
 
 def test_bands_of_error_curves_are_the_intervals() -> None:
     table = error_results()
-    figure = figures_regression.error_curves(table, functions="tree", train_points=4)
+    figure = figures_regression.error_curves(table, functions="tree", train_points=4, lines="all")
     corners = figure.axes[1].collections[0].get_paths()[0].vertices
     band = {(x, round(y, 9)) for x, y in corners}
     rows = rows_of(table, "bare")
     for side in ("ci_low", "ci_high"):
         assert {(x, round(y, 9)) for x, y in zip(rows["points"], rows[side], strict=True)} <= band
+
+
+@pytest.mark.parametrize("width", ["single", "double"])
+def test_the_main_error_curves_are_five_lines_with_their_names_at_their_ends(width: Any) -> None:
+    table = error_results()
+    more = [
+        rows_of(table, "bare").assign(method=name)
+        for name in ("fv_layer_class", "boosting", "ltv_prompt")
+    ]
+    table = pd.concat([table, *more], ignore_index=True)
+    figure = figures_regression.error_curves(table, functions="tree", train_points=4, width=width)
+    draw(figure)
+    assert figure.get_size_inches()[0] == WIDTHS[width]
+    (axes,) = figure.axes
+    # The estimator is that of the class, not the first that is there.
+    names = ["bare model", "last points only", "FV, one layer", "LTV", "boosted trees"]
+    methods = ["bare", "truncation", "fv_layer_class", "ltv_class", "boosting"]
+    assert axes.get_legend() is None
+    for name, method in zip(names, methods, strict=True):
+        line = line_of(axes, name)
+        np.testing.assert_array_equal(line.get_ydata(), rows_of(table, method)["value"])
+        (label,) = [text for text in axes.texts if text.get_text() == name]
+        assert label.get_color() == line.get_color()
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    boxes = [t.get_window_extent(renderer) for t in axes.texts if t.get_text() in names]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert max(box.x1 for box in boxes) <= figure.bbox.x1
+    assert [t.get_text() for t in axes.texts if t.get_text() not in names] == [
+        "longest in training"
+    ]
+
+
+def test_an_own_class_of_functions_stands_beside_the_first_estimator_there_is() -> None:
+    table = error_results()
+    table["functions"] = "mine"
+    table = table.drop_duplicates(["shift", "prompt", "metric", "method", "points"])
+    figure = figures_regression.error_curves(table, functions="mine", train_points=None)
+    assert line_of(figure.axes[0], "least squares")
+    assert [text.get_text() for text in figure.axes[0].texts][-1] == "least squares"
+
+
+def test_every_class_of_functions_has_an_estimator_that_there_is() -> None:
+    assert {each.estimator for each in CLASSES.values()} <= set(ORACLES)
+
+
+def test_labels_that_would_overlap_are_moved_apart_as_little_as_may_be() -> None:
+    places = style._apart(np.array([0.5, 0.1, 0.52, 0.5]), 0.1)
+    # Round their mean, in their order; what is alone stays where it is.
+    np.testing.assert_allclose(places, [0.4067, 0.1, 0.6067, 0.5067], atol=1e-4)
+    chained = style._apart(np.array([0.0, 0.05, 0.14]), 0.1)
+    np.testing.assert_allclose(np.diff(chained), 0.1)
+    np.testing.assert_allclose(chained.mean(), np.mean([0.0, 0.05, 0.14]))
+    assert len(style._apart(np.array([]), 0.1)) == 0
 
 
 def test_an_estimator_without_errors_and_an_unknown_training_length_leave_no_line() -> None:
@@ -507,3 +568,73 @@ def test_drawing_leaves_no_global_state() -> None:
         figures.overlap_curve(DataFrame())
     assert dict(mpl.rcParams) == before
     assert pyplot.get_fignums() == []
+
+
+# --- widths ---------------------------------------------------------------------------------------
+
+MODALITIES = DataFrame(
+    [
+        {"modality": modality, "task": f"{modality}-{i}"}
+        | {name: 0.1 * i for group in MODALITY_PANELS.values() for name in group}
+        for modality in ("text", "regression")
+        for i in range(3)
+    ]
+)
+NEEDED = results(5).assign(k=3, method="LTV")
+PROFILES = DataFrame(
+    {"task": f"task-{task}", "layer": layer, "score": score, "share": 0.1}
+    for task in range(5)
+    for layer in range(4)
+    for score in ("aie", "contribution")
+)
+STATES = DataFrame(
+    {"method": method, "prompt": i, "first": 0.1 * i, "second": -0.1 * i}
+    for method in ("none", "icl", "ltv", "fv_layer", "hendel")
+    for i in range(4)
+)
+HISTORY = DataFrame({"step": [0, 10], "train_loss": [np.nan, 1.0], "validation_loss": [2.0, 1.0]})
+MAPS = dict.fromkeys(("aie", "contribution", "induction", "direct", "gates"), np.eye(9))
+
+
+@pytest.mark.parametrize("width", ["single", "double"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda width: figures.method_dots(results(3), width=width), id="dots"),
+        pytest.param(lambda width: figures.method_means(results(3), width=width), id="means"),
+        pytest.param(lambda width: figures.answer_dots(answer_results(3), width=width), id="ans"),
+        pytest.param(lambda width: figures.overlap_curve(curve(), width=width), id="overlap"),
+        pytest.param(lambda width: figures.heads_needed(NEEDED, width=width), id="needed"),
+        pytest.param(lambda width: figures.layer_profiles(PROFILES, width=width), id="profiles"),
+        pytest.param(lambda width: figures.state_map(STATES, width=width), id="states"),
+        pytest.param(lambda width: figures.modality_dots(MODALITIES, width=width), id="modal"),
+        pytest.param(lambda width: figures.training_history(HISTORY, width=width), id="history"),
+        pytest.param(lambda width: figures.score_maps(MAPS, task="t", k=2, width=width), id="map"),
+        pytest.param(
+            lambda width: figures.weight_travel(*travel_tables(1.0), width=width), id="travel"
+        ),
+    ],
+)
+def test_figures_fit_the_columns_of_a_paper(make: Any, width: Any) -> None:
+    figure = make(width)
+    draw(figure)
+    assert figure.get_size_inches()[0] <= WIDTHS[width]
+    # What is drawn ends where the figure does, so that nothing is scaled in the paper.
+    box = figure.get_tightbbox(FigureCanvasAgg(figure).get_renderer())
+    assert box.x0 >= -0.05
+    assert box.x1 <= figure.get_size_inches()[0] + 0.05
+
+
+def test_widths_and_lines_that_there_are_not_are_named(unchecked: None) -> None:
+    with pytest.raises(UnknownNameError, match=r"width='wide'; expected one of single, double"):
+        figures.method_dots(results(), width=cast(Any, "wide"))
+    with pytest.raises(UnknownNameError, match=r"lines='some'; expected one of 'main', 'all'"):
+        figures_regression.error_curves(
+            error_results(), functions="tree", train_points=4, lines=cast(Any, "some")
+        )
+
+
+def test_panels_fill_rows_evenly() -> None:
+    assert style.panels_in("double", 1.6, 5) == (2, 3)
+    assert style.panels_in("double", 1.6, 4) == (1, 4)
+    assert style.panels_in("single", 5.0, 2) == (2, 1)

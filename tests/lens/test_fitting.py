@@ -66,3 +66,21 @@ def test_what_is_not_finite_is_refused(lens):
     start[1, 0] = torch.nan
     with pytest.raises(NumericalError, match="logits are NaN or infinite in 4 of 8 rows"):
         fit(lens, at, start)
+
+
+@pytest.mark.skipif(not zoo.HAS_HOOKED, reason="the model is a HookedTransformer")
+def test_a_loss_that_ends_far_above_the_first_is_refused():
+    # Its logits have no norm: what helps one answer hurts the other without limit.
+    lens = zoo.linear_lens()
+    prompts = zoo.prompts(zoo.one_shot("k"), zoo.one_shot("k", answer="c"))
+    active = torch.tensor([[False, True]])
+
+    def edit(values, _):
+        return AddToResidual(torch.stack([torch.zeros_like(values), values], 1)[None], active)
+
+    at = Posed(lens.engine.read(lens.encode(prompts)), edit)
+    jump = Schedule(steps=2, batch_size=1, learning_rate=1e4)
+    words = r"training of shifts diverged: loss \d.* after step 2, \d.* in the first; expected it "
+    words += r"to fall; lower the learning rate \(now 10000.0\) or train for longer \(now 2 steps\)"
+    with pytest.raises(NumericalError, match=words):
+        fit_edit(lens, at, torch.zeros(1, lens.d_model), what="shifts", schedule=jump)

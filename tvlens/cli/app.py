@@ -14,7 +14,17 @@ from typing import Annotated, Any
 import typer
 
 from tvlens import __version__
-from tvlens.cli import ablation, bench, models, patching, report, scores, studies, vectors
+from tvlens.cli import (
+    ablation,
+    bench,
+    models,
+    patching,
+    report,
+    scores,
+    studies,
+    tables,
+    vectors,
+)
 from tvlens.console import complain, say
 from tvlens.errors import TvlensError
 
@@ -43,6 +53,7 @@ app.command("fit")(vectors.fit)
 app.command("evaluate")(vectors.evaluate)
 app.command("compare")(scores.compare)
 app.command("report")(report.report)
+app.command("table")(tables.table)
 bench_app.callback(invoke_without_command=True)(bench.bench_text)
 bench_app.command("patching")(bench.bench_patching)
 bench_app.command("ablation")(bench.bench_ablation)

@@ -283,15 +283,11 @@ def read_scores(text: str) -> "dict[str, Scores]":
         ShapeError: a head has several scores or none.
         RunError: the file cannot be read.
     """
-    import pandas as pd
-
-    from tvlens.runs.storage import reading
+    from tvlens.runs.tables import read_table
     from tvlens.scores.score import Scores, layers_in
 
     file, column = score_file(text), text.split("@")[0]
-    with reading(file, "a table of heads in CSV, such as RUN/heads.csv"):
-        # Or a task called NA would be none.
-        table = pd.read_csv(file, converters={"task": str})
+    table = read_table(file)
     try:
         # Maps of different layers are not compared with each other later on.
         return Scores.from_frame(table, column, layers=layers_in(table))

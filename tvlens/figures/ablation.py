@@ -14,7 +14,17 @@ from matplotlib.ticker import PercentFormatter
 from pandas import DataFrame
 
 from tvlens.errors import UnknownNameError
-from tvlens.figures.style import GREY, PALE, PALETTE, STYLE, require_columns
+from tvlens.figures.style import (
+    GREY,
+    PALE,
+    PALETTE,
+    STYLE,
+    WIDTHS,
+    Width,
+    inches,
+    panels_in,
+    require_columns,
+)
 from tvlens.scores.catalogue import SCORES
 
 _MEASURED = {
@@ -42,6 +52,7 @@ def ablation_curves(
     set_to: str = "mean",
     positions: str = "query",
     metric: str = "accuracy",
+    width: Width = "double",
 ) -> Figure:
     """A measure against the share of heads ablated: a panel a task, and a line a score.
 
@@ -56,9 +67,11 @@ def ablation_curves(
         set_to: what the heads were set to.
         positions: where.
         metric: what is measured; errors are drawn on a logarithmic scale.
+        width: how wide, "single" or "double" column.
 
     Raises:
-        UnknownNameError: a column is missing, or the table holds nothing of the kind.
+        UnknownNameError: a column is missing, the table holds nothing of the kind, or there is no
+            such width.
     """
     columns = ("task", "score", "rule", "set_to", "positions", "share", "draw", "metric")
     require_columns(table, "ablation", *columns, "value", "ci_low", "ci_high")
@@ -74,10 +87,11 @@ def ablation_curves(
     tasks, there = list(dict.fromkeys(rows["task"])), {*rows["without"]}
     chosen = dict.fromkeys(_split(name)[0] for name in rows["score"])
     others = [name for name in chosen if name in there] or [""]
-    lines, across = -(-len(tasks) // 4), min(len(tasks), 4)
+    lines, across = panels_in(width, 1.6, len(tasks))
     if rule == "exclusive":
         lines, across = len(tasks), len(others)
-    size = max(3.6, 0.5 + 1.75 * across), 1.1 + 1.45 * lines
+    wide = min(inches(width), max(WIDTHS["single"], 0.5 + 1.75 * across))
+    size = wide, 1.1 + 1.45 * lines
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(lines, across, sharex=True, sharey="row", squeeze=False)
     shown = [(task, other) for task in tasks for other in others]

@@ -7,7 +7,7 @@ from pandas import DataFrame
 
 from tvlens.errors import UnknownNameError
 from tvlens.figures.scores import _COLOURS
-from tvlens.figures.style import STYLE, require_columns
+from tvlens.figures.style import STYLE, Width, inches, panels_in, require_columns
 from tvlens.figures.vectors import _PROMPTS
 
 _METRICS = ("accuracy", "exact_match")
@@ -15,7 +15,7 @@ _BASELINES = {"icl": "in context (clean prompts)"}
 
 
 @rc_context(STYLE)
-def answer_dots(results: DataFrame) -> Figure:
+def answer_dots(results: DataFrame, *, width: Width = "double") -> Figure:
     """First-token accuracy and exact match of each method and task, joined by a line.
 
     An open dot is the share of prompts whose first answer token is right, a filled one, with its
@@ -24,10 +24,11 @@ def answer_dots(results: DataFrame) -> Figure:
 
     Args:
         results: columns `task, method, prompt, metric, value, ci_low, ci_high`.
+        width: how wide, "single" or "double" column; panels stand below each other in a single one.
 
     Raises:
-        UnknownNameError: a column is missing, or no row has both metrics on zero-shot or
-            shuffled-label prompts.
+        UnknownNameError: a column is missing, no row has both metrics on zero-shot or
+            shuffled-label prompts, or there is no such width.
     """
     require_columns(
         results, "results", "task", "method", "prompt", "metric", "value", "ci_low", "ci_high"
@@ -42,9 +43,10 @@ def answer_dots(results: DataFrame) -> Figure:
     tasks = list(dict.fromkeys(rows["task"]))
     methods = [name for name in dict.fromkeys(rows["method"]) if name not in ("none", "icl")]
     methods = ["icl", *methods]
-    figure = Figure(figsize=(6.8, 0.9 + (0.22 + 0.09 * len(methods)) * len(tasks)))
-    figure.set_layout_engine("constrained")
-    grid = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    lines, across = panels_in(width, 3.0, len(panels))
+    height = 0.9 + (0.22 + 0.09 * len(methods)) * len(tasks) * lines
+    figure = Figure(figsize=(inches(width), height), layout="constrained")
+    grid = figure.subplots(lines, across, sharex=True, sharey=True, squeeze=False).ravel()
     offsets = np.linspace(-0.34, 0.34, len(methods)) if len(methods) > 1 else np.zeros(1)
     for axes, kind in zip(grid, panels, strict=True):
         for method, offset, colour in zip(methods, offsets, ("black", *_COLOURS), strict=False):
@@ -59,12 +61,16 @@ def answer_dots(results: DataFrame) -> Figure:
             axes.plot(first["value"], y, "o", color=colour, mfc="white", mew=0.9)
             label = _BASELINES.get(method, method)
             axes.plot(whole["value"], y, "o", color=colour, mew=0.9, label=label)
-        axes.set(title=_PROMPTS[kind], xlabel="first token (open), whole answer (filled)")
+        axes.set_title(_PROMPTS[kind])
         axes.set_yticks(range(len(tasks)), tasks)
         axes.set_yticks(np.arange(len(tasks) - 1) + 0.5, minor=True)
         axes.grid(axis="y", which="minor")
         axes.grid(axis="x")
         axes.tick_params(axis="y", which="both", length=0)
         axes.set(xlim=(-0.03, 1.03), ylim=(len(tasks) - 0.5, -0.5))
-    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    for axes in grid[-across:]:
+        axes.set_xlabel("first token (open), whole answer (filled)")
+    handles, labels = grid[0].get_legend_handles_labels()
+    ncols = 2 if width == "double" else 1
+    figure.legend(handles, labels, loc="outside lower center", ncols=ncols)
     return figure

@@ -1,7 +1,9 @@
 """Figures of error curves: squared error against the number of points."""
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Literal, get_args
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -9,10 +11,24 @@ from matplotlib.figure import Figure
 from pandas import DataFrame
 
 from tvlens.errors import UnknownNameError
-from tvlens.figures.style import GREY, PALETTE, STYLE, require_columns, whole_numbers
+from tvlens.figures.style import (
+    GREY,
+    PALETTE,
+    STYLE,
+    WIDTHS,
+    Width,
+    inches,
+    label_ends,
+    require_columns,
+    whole_numbers,
+)
+from tvlens.tasks.regression.functions import CLASSES
 from tvlens.tasks.regression.oracles import ORACLES
 from tvlens.vectors.catalogue import BASELINES, Look, variants
 
+Lines = Literal["main", "all"]
+
+_HEIGHT = 2.7
 _ESTIMATORS = ("green", "sky", "pink", "orange", "grey", "red", "blue", "black")
 
 
@@ -44,24 +60,40 @@ def _panels() -> dict[str, dict[str, Look]]:
 
 @rc_context(STYLE)
 def error_curves(
-    results: DataFrame, *, functions: str, train_points: int | None, shift: str = "none"
+    results: DataFrame,
+    *,
+    functions: str,
+    train_points: int | None,
+    shift: str = "none",
+    lines: Lines = "main",
+    width: Width | None = None,
 ) -> Figure:
-    """Squared error against the number of points: oracles, vectors of the class, of each prompt.
+    """Squared error against the number of points.
 
-    Lines are means over clean test prompts, bands their 95% intervals. The bare model is in every
-    panel, and a line marks the longest prompts that it was trained on.
+    Lines are means over clean test prompts, bands their 95% intervals; an upright line marks the
+    longest prompts that the model was trained on. Of the main lines there are five, with their
+    names at their ends: the bare model, the model shown the last points only, the function vector
+    and the Learnable Task Vector of the class, and the classical estimator for such functions.
+    All lines are those, every other vector and every estimator, in three panels.
 
     Args:
         results: columns `functions, shift, prompt, points, method, metric, value, ci_low, ci_high`.
         functions: which function class to draw.
         train_points: T_train.
         shift: which shift to draw.
+        lines: "main" or "all".
+        width: how wide, "single" or "double" column; single for the main lines, double for all.
 
     Raises:
-        UnknownNameError: a column is missing, or nothing of this class and shift is there.
+        UnknownNameError: a column is missing, nothing of this class and shift is there, or lines or
+            width have no such name.
     """
     columns = ("functions", "shift", "prompt", "points", "method", "metric")
     require_columns(results, "results", *columns, "value", "ci_low", "ci_high")
+    if lines not in get_args(Lines):
+        raise UnknownNameError(
+            f"lines={lines!r}; expected one of {', '.join(map(repr, get_args(Lines)))}"
+        )
     rows = results[
         (results["functions"] == functions)
         & (results["shift"] == shift)
@@ -74,12 +106,70 @@ def error_curves(
             f"results hold no squared_error of {functions!r} under shift {shift!r} on clean "
             f"prompts; there are {there}"
         )
+    inches_wide = inches(width or ("single" if lines == "main" else "double"))
+    if lines == "main":
+        figure = Figure(figsize=(inches_wide, _HEIGHT), layout="constrained")
+        axes = figure.subplots()
+        _limits(axes, rows)
+        _name_lines(axes, rows, _main(rows, functions))
+        if train_points is not None:
+            axes.axvline(train_points, color=GREY, lw=0.8, ls=(0, (1, 2)), zorder=0)
+            axes.annotate(
+                "longest in training",
+                (train_points, 1),
+                (3, -2),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                va="top",
+                fontsize=6,
+                color=GREY,
+            )
+    else:
+        figure = _in_panels(rows, train_points, inches_wide)
+    figure.axes[0].set_ylabel("squared error / variance of f(x)")
+    under = "" if shift == "none" else f", shift: {shift}"
+    figure.suptitle(f"{functions}{under}")
+    return figure
+
+
+def _main(rows: DataFrame, functions: str) -> dict[str, Look]:
+    """The five lines that matter, those that are there, by their names in tables."""
+    there = set(rows["method"])
+    own = CLASSES[functions].estimator if functions in CLASSES else None
+    estimators = [name for name in (own, *ORACLES) if name in there][:1]
+    every = variants()
+    vectors = {
+        every[name].name: every[name].method.look
+        for name in ("fv_layer_class", "ltv_class")
+        if name in there
+    }
+    looks = {
+        "bare": BASELINES["bare"],
+        "truncation": replace(BASELINES["truncation"], colour="pink", dash="--"),
+    }
+    looks |= vectors
+    looks |= {str(name): Look(ORACLES[str(name)].label, "green", dash="-.") for name in estimators}
+    return {name: look for name, look in looks.items() if name in there}
+
+
+def _name_lines(axes: Axes, rows: DataFrame, looks: Mapping[str, Look]) -> None:
+    ends = []
+    for method, look in looks.items():
+        last = _curve(axes, rows[rows["method"] == method], look)
+        if last is not None:
+            ends.append((look.label, last, PALETTE[look.colour]))
+    label_ends(axes, ends, height=_HEIGHT - 0.8)
+
+
+def _in_panels(rows: DataFrame, train_points: int | None, width: float) -> Figure:
+    """Estimators, vectors of the class and those of each prompt, the bare model in every panel."""
     drawn, bare = _panels(), BASELINES["bare"]
     known = {"bare"}.union(*drawn.values())
     others = {m: Look(m, "grey", dash=":") for m in rows["method"].unique() if m not in known}
-    figure = Figure(figsize=(7.2, 3.8))
-    figure.subplots_adjust(left=0.075, right=0.99, top=0.87, bottom=0.4, wspace=0.08)
-    panels = figure.subplots(1, len(drawn), sharex=True, sharey=True)
+    beside = width == WIDTHS["double"]
+    n_rows, n_columns = (1, len(drawn)) if beside else (len(drawn), 1)
+    figure = Figure(figsize=(width, 3.9 if beside else 8.4), layout="constrained")
+    panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False).ravel()
     for axes, (title, group) in zip(panels, drawn.items(), strict=True):
         shown = {"bare": bare} | group | (others if axes is panels[0] else {})
         for method, look in shown.items():
@@ -87,28 +177,31 @@ def error_curves(
         if train_points is not None:
             label = "longest in training"
             axes.axvline(train_points, color=GREY, lw=0.8, ls=(0, (1, 2)), zorder=0, label=label)
-        axes.set(title=title, yscale="log", xlabel="points in the prompt")
-        axes.xaxis.set_major_locator(whole_numbers(6))
-        axes.grid(axis="y")
+        axes.set_title(title)
         axes.legend(
             loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=6, ncols=2, columnspacing=0.8
         )
-    top = float(rows.loc[rows["method"] == "bare", "value"].max())
-    bottom = float(rows.loc[rows["method"].isin(["bare", "truncation"]), "ci_low"].min())
-    last = max(2, int(rows["points"].max()))
-    panels[0].set(ylim=(max(bottom / 2, 1e-5), max(top * 2.5, 1.5)), xlim=(1, last))
-    panels[0].set_ylabel("squared error / variance of f(x)")
-    under = "" if shift == "none" else f", shift: {shift}"
-    figure.suptitle(f"{functions}{under}")
+        _limits(axes, rows)
     return figure
 
 
-def _curve(axes: Axes, part: DataFrame, look: Look) -> None:
-    """One method's means and intervals; nothing where there are none."""
+def _limits(axes: Axes, rows: DataFrame) -> None:
+    """Scales that hold the bare model and the last points."""
+    top = float(rows.loc[rows["method"] == "bare", "value"].max())
+    bottom = float(rows.loc[rows["method"].isin(["bare", "truncation"]), "ci_low"].min())
+    last = max(2, int(rows["points"].max()))
+    axes.set(yscale="log", xlabel="points in the prompt", xlim=(1, last))
+    axes.set(ylim=(max(bottom / 2, 1e-5), max(top * 2.5, 1.5)))
+    axes.xaxis.set_major_locator(whole_numbers(6))
+    axes.grid(axis="y")
+
+
+def _curve(axes: Axes, part: DataFrame, look: Look) -> float | None:
+    """One method's means and intervals, and its last mean; nothing where there are none."""
     # An estimator that makes no error has no place on a logarithmic axis.
     part = part[part["value"] > 1e-6].sort_values("points")
     if part.empty:
-        return
+        return None
     colour = PALETTE[look.colour]
     low = part["ci_low"].clip(lower=1e-6)
     axes.fill_between(part["points"], low, part["ci_high"], color=colour, alpha=0.12, lw=0)
@@ -118,3 +211,4 @@ def _curve(axes: Axes, part: DataFrame, look: Look) -> None:
         line.set(lw=1.6)
     if len(part) < 8:
         line.set(marker="o", ms=2.5)
+    return float(part["value"].iloc[-1])

@@ -10,28 +10,34 @@ from tvlens.figures.style import (
     GREY,
     RED,
     STYLE,
+    Width,
+    inches,
+    panels_in,
     require_columns,
 )
 
 
 @rc_context(STYLE)
-def modality_dots(table: DataFrame) -> Figure:
+def modality_dots(table: DataFrame, *, width: Width = "double") -> Figure:
     """Agreement, stability, concentration and depth of head scores, text beside regression.
 
     One dot a task; the bar is the mean of the modality.
 
     Args:
         table: columns `modality, task` and the measures of `MODALITY_PANELS`.
+        width: how wide, "single" or "double" column; in a single one two panels stand side by side.
 
     Raises:
-        UnknownNameError: a column is missing.
+        UnknownNameError: a column is missing, or there is no such width.
     """
     measures = [name for group in MODALITY_PANELS.values() for name in group]
     require_columns(table, "modalities", "modality", "task", *measures)
     modalities = list(dict.fromkeys(table["modality"]))
-    figure = Figure(figsize=(7.2, 2.6), layout="constrained")
     sizes = [len(group) for group in MODALITY_PANELS.values()]
-    panels = figure.subplots(1, len(sizes), width_ratios=sizes)
+    lines, across = panels_in(width, 1.6, len(sizes))
+    figure = Figure(figsize=(inches(width), 0.6 + 2.0 * lines), layout="constrained")
+    ratios = sizes if lines == 1 else None
+    panels = figure.subplots(lines, across, width_ratios=ratios, squeeze=False).ravel()
     colours = dict(zip(modalities, (BLUE, RED, GREEN), strict=False))
     spread = 0.36 / max(1, len(modalities))
     for axes, (title, group) in zip(panels, MODALITY_PANELS.items(), strict=True):

@@ -16,6 +16,9 @@ from tvlens.figures.style import (
     PALETTE,
     SKY,
     STYLE,
+    Width,
+    inches,
+    panels_in,
     require_columns,
 )
 from tvlens.vectors.catalogue import BASELINES, METHODS, Look
@@ -31,7 +34,9 @@ _LOWER = ("cross_entropy", "d_ntp", "d_ntp_labels")
 
 
 @rc_context(STYLE)
-def method_means(results: DataFrame, *, metric: str = "accuracy") -> Figure:
+def method_means(
+    results: DataFrame, *, metric: str = "accuracy", width: Width = "double"
+) -> Figure:
     """Every method's mean over tasks, with a small dot for each task; one panel a kind of prompts.
 
     Methods are sorted by their mean on the first panel. The upright line is in-context learning on
@@ -40,10 +45,11 @@ def method_means(results: DataFrame, *, metric: str = "accuracy") -> Figure:
     Args:
         results: columns `task, method, prompt, metric, value`.
         metric: which of the metrics to draw.
+        width: how wide, "single" or "double" column; panels stand below each other in a single one.
 
     Raises:
-        UnknownNameError: a column is missing, or no row has this metric on zero-shot or
-            shuffled-label prompts.
+        UnknownNameError: a column is missing, no row has this metric on zero-shot or
+            shuffled-label prompts, or there is no such width.
     """
     require_columns(results, "results", "task", "method", "prompt", "metric", "value")
     rows = results[results["metric"] == metric]
@@ -56,8 +62,10 @@ def method_means(results: DataFrame, *, metric: str = "accuracy") -> Figure:
     looks = _looks()
     means = rows[rows["prompt"] == prompts[0]].groupby("method")["value"].mean()
     order = [m for m in means.sort_values(ascending=metric not in _LOWER).index if m != "icl"]
-    figure = Figure(figsize=(6.8, 0.9 + 0.21 * len(order)), layout="constrained")
-    panels = figure.subplots(1, len(prompts), sharex=True, sharey=True, squeeze=False)[0]
+    lines, across = panels_in(width, 3.0, len(prompts))
+    height = 0.7 + (0.2 + 0.21 * len(order)) * lines
+    figure = Figure(figsize=(inches(width), height), layout="constrained")
+    panels = figure.subplots(lines, across, sharex=True, sharey=True, squeeze=False).ravel()
     icl = rows.loc[(rows["method"] == "icl") & (rows["prompt"] == "clean"), "value"]
     for axes, prompt in zip(panels, prompts, strict=True):
         part = rows[rows["prompt"] == prompt]
@@ -72,10 +80,12 @@ def method_means(results: DataFrame, *, metric: str = "accuracy") -> Figure:
             axes.plot([values.min(), values.max()], [y, y], color=colour, lw=0.8, alpha=0.45)
             axes.plot(values, np.full(len(values), y), ".", color=colour, ms=3, alpha=0.45)
             axes.plot(values.mean(), y, look.marker, color=colour, ms=5)
-        axes.set(title=_PROMPTS[prompt], xlabel=_METRICS.get(metric, metric))
+        axes.set_title(_PROMPTS[prompt], pad=12 if len(icl) else None)
         axes.set_yticks(range(len(order)), [looks.get(m, Look(m, "black")).label for m in order])
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x")
+    for axes in panels[-across:]:
+        axes.set_xlabel(_METRICS.get(metric, metric))
     if len(icl):
         panels[0].text(
             float(icl.mean()),
@@ -94,7 +104,10 @@ def _looks() -> dict[str, Look]:
 
 @rc_context(STYLE)
 def state_map(
-    states: DataFrame, *, methods: tuple[str, ...] = ("ltv", "fv_layer", "hendel")
+    states: DataFrame,
+    *,
+    methods: tuple[str, ...] = ("ltv", "fv_layer", "hendel"),
+    width: Width = "double",
 ) -> Figure:
     """Last hidden states of prompts on two principal components, one panel a method.
 
@@ -103,9 +116,11 @@ def state_map(
     Args:
         states: columns `method, prompt, first, second` of one task, `Likeness.projection`.
         methods: whose panels are drawn, those that are there.
+        width: how wide, "single" or "double" column.
 
     Raises:
-        UnknownNameError: a column is missing, or none of the methods is there.
+        UnknownNameError: a column is missing, none of the methods is there, or there is no such
+            width.
     """
     require_columns(states, "states", "method", "prompt", "first", "second")
     shown = [name for name in methods if (states["method"] == name).any()]
@@ -115,9 +130,13 @@ def state_map(
             f"{sorted(map(str, states['method'].unique()))}"
         )
     looks = _looks()
-    figure = Figure(figsize=(1.1 + 1.9 * len(shown), 2.35), layout="constrained")
-    panels = figure.subplots(1, len(shown), sharex=True, sharey=True, squeeze=False)[0]
-    for axes, name in zip(panels, shown, strict=True):
+    lines, across = panels_in(width, 1.5, len(shown))
+    wide = min(inches(width), 1.1 + 1.9 * across)
+    figure = Figure(figsize=(wide, 0.5 + 1.85 * lines), layout="constrained")
+    panels = figure.subplots(lines, across, sharex=True, sharey=True, squeeze=False).ravel()
+    for empty in panels[len(shown) :]:
+        empty.remove()
+    for axes, name in zip(panels, shown, strict=False):
         for method, colour, marker, label in (
             ("none", GREY, "x", "no vector"),
             ("icl", "black", "+", "in context"),
@@ -128,32 +147,33 @@ def state_map(
                 part["first"], part["second"], marker, color=colour, ms=3, mew=0.8, label=label
             )
         axes.set_title(looks[name].label)
-        axes.set_xlabel("first component")
         axes.grid(color=PALE)
-    panels[0].set_ylabel("second component")
+    figure.supxlabel("first component")
+    figure.supylabel("second component")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles[:2], labels[:2], loc="outside lower center", ncols=2)
+    figure.legend(handles[:2], labels[:2], loc="outside upper center", ncols=2)
     return figure
 
 
 @rc_context(STYLE)
-def heads_needed(table: DataFrame, *, metric: str = "accuracy") -> Figure:
+def heads_needed(table: DataFrame, *, metric: str = "accuracy", width: Width = "double") -> Figure:
     """Accuracy against number of heads, of sparse LTVs and of function vectors; a panel a task.
 
     Args:
         table: columns `task, method, k, prompt, metric, value, ci_low, ci_high`; methods LTV (the
             best heads, trained further), L1 (trained under a penalty) and FV, those that are there.
         metric: which of the metrics to draw.
+        width: how wide, "single" or "double" column.
 
     Raises:
-        UnknownNameError: a column is missing.
+        UnknownNameError: a column is missing, or there is no such width.
     """
     require_columns(table, "heads needed", "task", "method", "k", "metric", "value", "ci_low")
     rows = table[table["metric"] == metric]
     tasks = list(dict.fromkeys(rows["task"]))
-    n_columns = min(3, len(tasks))
-    n_rows = -(-len(tasks) // n_columns)
-    figure = Figure(figsize=(1.0 + 2.0 * n_columns, 0.5 + 1.55 * n_rows), layout="constrained")
+    n_rows, n_columns = panels_in(width, 1.65, len(tasks))
+    wide = min(inches(width), 1.0 + 2.0 * n_columns)
+    figure = Figure(figsize=(wide, 0.5 + 1.55 * n_rows), layout="constrained")
     grid = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
     for axes, task in zip(grid.flat, tasks, strict=False):
         for method, colour, marker in (("LTV", BLUE, "o"), ("L1", SKY, "s"), ("FV", ORANGE, "^")):
@@ -164,11 +184,11 @@ def heads_needed(table: DataFrame, *, metric: str = "accuracy") -> Figure:
         axes.set(title=str(task), xscale="log")
         axes.grid()
     for axes in grid.flat[len(tasks) :]:
-        axes.set_axis_off()
+        axes.remove()
     figure.supxlabel("heads")
     figure.supylabel(_METRICS.get(metric, metric))
     handles, labels = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    figure.legend(handles, labels, loc="outside upper center", ncols=3)
     return figure
 
 

@@ -31,6 +31,10 @@ from tvlens.figures.style import (
     RED,
     SKY,
     STYLE,
+    WIDTHS,
+    Width,
+    inches,
+    panels_in,
     require_columns,
     whole_numbers,
 )
@@ -72,9 +76,14 @@ def head_maps(
 
 @rc_context(STYLE)
 def score_maps(
-    scores: Mapping[str, ScoreMap], *, task: str, k: int = 10, unit: str = "probability"
+    scores: Mapping[str, ScoreMap],
+    *,
+    task: str,
+    k: int = 10,
+    unit: str = "probability",
+    width: Width = "double",
 ) -> Figure:
-    """A map over layers and heads for every score of the catalogue that is given, side by side.
+    """A map over layers and heads for every score of the catalogue that is given.
 
     In every map a frame marks the k heads of highest first score (AIE) and a dot the k of highest
     own score, in the first map those of the second (signed: a head that works against the task
@@ -85,9 +94,11 @@ def score_maps(
         task: what to call it in the title.
         k: how many heads of each to mark.
         unit: unit of the effects.
+        width: how wide, "single" or "double" column.
 
     Raises:
-        UnknownNameError: fewer than two of the names are scores of the catalogue.
+        UnknownNameError: fewer than two of the names are scores of the catalogue, or there is no
+            such width.
         ShapeError: the maps differ in shape, or have fewer than k heads.
         NumericalError: a score is not finite.
     """
@@ -107,10 +118,17 @@ def score_maps(
             )
     best = [top_heads(grid, k) for grid in maps]
     n_layers, n_heads = maps[0].shape
-    width, height = np.clip(0.26 * n_heads, 2.1, 3.2), np.clip(0.14 * n_layers, 1.6, 5.5)
-    figure = Figure(figsize=(0.5 + len(maps) * width, 1.5 + height), layout="constrained")
+    across, height = np.clip(0.26 * n_heads, 2.1, 3.2), np.clip(0.14 * n_layers, 1.6, 5.5)
+    n_rows, n_columns = panels_in(width, across, len(maps))
+    height = height if n_rows == 1 else min(height, 7.2 / n_rows)
+    wide = min(inches(width), 0.5 + n_columns * across)
+    figure = Figure(figsize=(wide, 0.7 + n_rows * (0.8 + height)), layout="constrained")
     figure.suptitle(task)
-    panels = figure.subplots(1, len(maps), sharex=True, sharey=True)
+    grid_of_panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
+    panels = grid_of_panels.ravel()
+    for empty in panels[len(maps) :]:
+        empty.remove()
+    panels = panels[: len(maps)]
     dots = [best[1], *best[1:]]
     for axes, score, grid, marked in zip(panels, shown, maps, dots, strict=True):
         limit = float(grid.nan_to_num().abs().max()) or 1.0
@@ -120,8 +138,8 @@ def score_maps(
         )
         bar = figure.colorbar(image, ax=axes, location="bottom", aspect=28, pad=0.1 / height)
         in_unit = f"{score.measured} ({unit})" if score is RANKED[0] else score.measured
-        bar.set_label(textwrap.fill(in_unit, 40))
-        bar.locator = MaxNLocator(5 if len(maps) < 4 else 3, symmetric=True)
+        bar.set_label(textwrap.fill(in_unit, 40 if n_columns < 3 else 30))
+        bar.locator = MaxNLocator(5 if n_columns < 3 else 3, symmetric=True)
         for layer, head in best[0]:
             corner = head - 0.5, layer - 0.5
             axes.add_patch(Rectangle(corner, 1, 1, fill=False, ec="black", lw=1.1))
@@ -135,33 +153,38 @@ def score_maps(
             xlim=(-0.5, n_heads - 0.5),
             ylim=(-0.5, n_layers - 0.5),
         )
-    panels[0].set_ylabel("layer")
+    for axes in grid_of_panels[:, 0]:
+        axes.set_ylabel("layer")
     shared = len(set(best[0]) & set(best[1]))
     first, second = (score.label for score in shown[:2])
     dotted = f"{second} ({shared} in both)"
     if len(shown) > 2:
-        dotted = f"each map's own score, in the first map by {second}"
+        dotted = f"each map's own score\n(in the first map by {second})"
     labels = [f"top {k} by {first}", f"top {k} by {dotted}"]
-    figure.legend([axes.patches[0], axes.lines[0]], labels, loc="outside lower center", ncols=2)
+    ncols = 2 if width == "double" else 1
+    handles = [axes.patches[0], axes.lines[0]]
+    figure.legend(handles, labels, loc="outside lower center", ncols=ncols)
     return figure
 
 
 @rc_context(STYLE)
-def overlap_curve(curve: DataFrame) -> Figure:
+def overlap_curve(curve: DataFrame, *, width: Width = "single") -> Figure:
     """Overlap of the two top-k sets against k, with its chance level and 95% band.
 
     Args:
         curve: columns `k, overlap, chance, chance_low, chance_high`, as shares of k; optionally
             `ceiling` (the overlap that prompt noise allows) and `task` (one line each).
+        width: how wide, "single" or "double" column.
 
     Raises:
-        UnknownNameError: a column is missing.
+        UnknownNameError: a column is missing, or there is no such width.
         ShapeError: tasks have different chance levels at the same k.
     """
     require_columns(curve, "overlap curve", "k", "overlap", "chance", "chance_low", "chance_high")
     parts = list(curve.groupby("task", sort=False)) if "task" in curve else [("AIE and LTV", curve)]
     several = len(parts) > 1
-    figure = Figure(figsize=(4.9 if several else 3.8, 2.7), layout="constrained")
+    height = 2.4 + 0.14 * (len(parts) // 2)
+    figure = Figure(figsize=(inches(width), height), layout="constrained")
     axes = figure.subplots()
     chance = curve.drop_duplicates(["k", "chance", "chance_low", "chance_high"]).sort_values("k")
     if chance["k"].duplicated().any():
@@ -186,28 +209,27 @@ def overlap_curve(curve: DataFrame) -> Figure:
     if curve["k"].nunique() > 1:  # a model of one head has a single k
         axes.set_xlim(curve["k"].min(), curve["k"].max())
     axes.xaxis.set_major_locator(whole_numbers())
-    if several:
-        figure.legend(loc="outside right center")
-    else:
-        figure.legend(loc="outside lower center", ncols=2)
+    figure.legend(loc="outside lower center", ncols=2 if width == "single" else 4)
     return figure
 
 
 @rc_context(STYLE)
-def layer_profiles(profiles: DataFrame) -> Figure:
+def layer_profiles(profiles: DataFrame, *, width: Width = "double") -> Figure:
     """Where in depth the score mass lies: share per layer, one panel per task.
 
     Args:
         profiles: columns `task, layer, score, share`; score is a name of the
             catalogue, such as "aie" or "contribution".
+        width: how wide, "single" or "double" column.
 
     Raises:
-        UnknownNameError: a column is missing.
+        UnknownNameError: a column is missing, or there is no such width.
     """
     require_columns(profiles, "layer profiles", "task", "layer", "score", "share")
     tasks = list(dict.fromkeys(profiles["task"]))
-    lines, columns = -(-len(tasks) // 4), min(len(tasks), 4)
-    figure = Figure(figsize=(max(3.4, 1.75 * columns), 0.6 + 1.35 * lines), layout="constrained")
+    lines, columns = panels_in(width, 1.6, len(tasks))
+    wide = min(inches(width), max(WIDTHS["single"], 1.75 * columns))
+    figure = Figure(figsize=(wide, 0.6 + 1.35 * lines), layout="constrained")
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for axes, task in zip(panels, tasks, strict=False):
         for score in RANKED:

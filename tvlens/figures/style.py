@@ -1,7 +1,10 @@
 """The look of all figures: one style fit for print, colours for colour-blind readers too."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from pandas import DataFrame
 
@@ -36,6 +39,75 @@ STYLE: Any = {
     "grid.color": PALE,
     "legend.frameon": False,
 }
+
+
+Width = Literal["single", "double"]
+WIDTHS: dict[Width, float] = {"single": 3.35, "double": 6.9}
+"""Inches of one column of a paper, and of both with what is between them."""
+
+
+def inches(width: Width) -> float:
+    """How wide a figure of this width is.
+
+    Raises:
+        UnknownNameError: there is no such width.
+    """
+    if width not in WIDTHS:
+        raise UnknownNameError(f"width={width!r}; expected one of {', '.join(WIDTHS)} (columns)")
+    return WIDTHS[width]
+
+
+def panels_in(width: Width, panel: float, n: int) -> tuple[int, int]:
+    """Rows and columns of n panels that are so many inches wide, at least one beside the other.
+
+    Raises:
+        UnknownNameError: there is no such width.
+    """
+    columns = min(n, max(1, int(inches(width) / panel)))
+    # As many in every row as there are in the first, as far as they go.
+    rows = -(-n // columns)
+    return rows, -(-n // rows)
+
+
+def label_ends(axes: Axes, ends: Sequence[tuple[str, float, str]], *, height: float) -> None:
+    """Names lines at their right ends, moved apart where they would lie on each other.
+
+    Args:
+        axes: where the lines are, with their limits set.
+        ends: label, last value and colour of each line.
+        height: height of the axes in inches.
+    """
+    if not ends:
+        return
+    shown = axes.transData.transform([(1, value) for _, value, _ in ends])
+    wanted = axes.transAxes.inverted().transform(shown)[:, 1].clip(0, 1)
+    for (label, _, colour), y in zip(ends, _apart(wanted, 0.125 / height), strict=True):
+        axes.annotate(
+            label, (1.02, y), xycoords="axes fraction", va="center", color=colour, fontsize=7
+        )
+
+
+def _apart(wanted: np.ndarray, gap: float) -> np.ndarray:
+    """Places in the same order that are as near as may be, no two closer than the gap."""
+    order = np.argsort(wanted, kind="stable")
+    # Least squares in the order of the lines: each group that would overlap stands round its mean.
+    groups: list[list[float]] = []
+    for value in wanted[order].tolist():
+        groups.append([value])
+        while len(groups) > 1 and _low(groups[-1], gap) - _high(groups[-2], gap) < gap:
+            last = groups.pop()
+            groups[-1] += last
+    placed = np.empty(len(wanted))
+    placed[order] = [_low(group, gap) + i * gap for group in groups for i in range(len(group))]
+    return placed
+
+
+def _low(group: Sequence[float], gap: float) -> float:
+    return sum(group) / len(group) - gap * (len(group) - 1) / 2
+
+
+def _high(group: Sequence[float], gap: float) -> float:
+    return sum(group) / len(group) + gap * (len(group) - 1) / 2
 
 
 def whole_numbers(at_most: int = 10) -> MaxNLocator:

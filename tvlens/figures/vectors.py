@@ -19,6 +19,9 @@ from tvlens.figures.style import (
     RED,
     SKY,
     STYLE,
+    Width,
+    inches,
+    panels_in,
     require_columns,
     whole_numbers,
 )
@@ -31,7 +34,7 @@ _PROMPTS = {"zero": "zero-shot prompts", "shuffled": "shuffled-label prompts"}
 
 
 @rc_context(STYLE)
-def method_dots(results: DataFrame, *, metric: str = "accuracy") -> Figure:
+def method_dots(results: DataFrame, *, metric: str = "accuracy", width: Width = "double") -> Figure:
     """A dot with its 95% interval for each task and method; one panel per kind of prompt.
 
     In-context learning on clean prompts is the black bar behind each task's dots.
@@ -39,10 +42,11 @@ def method_dots(results: DataFrame, *, metric: str = "accuracy") -> Figure:
     Args:
         results: columns `task, method, prompt, metric, value, ci_low, ci_high`.
         metric: which of the metrics to draw.
+        width: how wide, "single" or "double" column; panels stand below each other in a single one.
 
     Raises:
-        UnknownNameError: a column is missing, or no row has this metric on zero-shot or
-            shuffled-label prompts.
+        UnknownNameError: a column is missing, no row has this metric on zero-shot or
+            shuffled-label prompts, or there is no such width.
     """
     require_columns(
         results, "results", "task", "method", "prompt", "metric", "value", "ci_low", "ci_high"
@@ -60,8 +64,10 @@ def method_dots(results: DataFrame, *, metric: str = "accuracy") -> Figure:
     styles = looks | {name: Look(name, "black", "d") for name in others}
     methods = [method for method in styles if (rows["method"] == method).any()]
     icl = rows[(rows["method"] == "icl") & (rows["prompt"] == "clean")]
-    figure = Figure(figsize=(6.8, 1.0 + 0.52 * len(tasks)), layout="constrained")
-    panels = figure.subplots(1, len(prompts), sharex=True, sharey=True, squeeze=False)[0]
+    lines, across = panels_in(width, 3.0, len(prompts))
+    height = 1.0 + (0.1 + 0.52 * len(tasks)) * lines
+    figure = Figure(figsize=(inches(width), height), layout="constrained")
+    panels = figure.subplots(lines, across, sharex=True, sharey=True, squeeze=False).ravel()
     offsets = np.linspace(-0.32, 0.32, len(methods)) if len(methods) > 1 else np.zeros(1)
     for axes, prompt in zip(panels, prompts, strict=True):
         _icl_bars(axes, icl, tasks)
@@ -72,7 +78,7 @@ def method_dots(results: DataFrame, *, metric: str = "accuracy") -> Figure:
             y = np.array([tasks.index(task) for task in part["task"]]) + offset
             axes.hlines(y, part["ci_low"], part["ci_high"], color=colour, lw=1.1)
             axes.plot(part["value"], y, look.marker, color=colour, mew=1.1, label=look.label)
-        axes.set(title=_PROMPTS[prompt], xlabel=f"{_METRICS.get(metric, metric)}, 95% interval")
+        axes.set_title(_PROMPTS[prompt])
         axes.set_yticks(range(len(tasks)), tasks)
         axes.set_yticks(np.arange(len(tasks) - 1) + 0.5, minor=True)
         axes.grid(axis="y", which="minor")
@@ -82,7 +88,11 @@ def method_dots(results: DataFrame, *, metric: str = "accuracy") -> Figure:
     if metric in ("accuracy", "exact_match"):
         panels[0].set_xlim(-0.03, 1.03)
     handles, labels = panels[0].get_legend_handles_labels()
-    in_rows = -(-len(labels) // -(-len(labels) // 5))
+    measured = f"{_METRICS.get(metric, metric)}, 95% interval"
+    for axes in panels[-across:]:
+        axes.set_xlabel(measured)
+    most = 5 if width == "double" else 2
+    in_rows = -(-len(labels) // -(-len(labels) // most))
     figure.legend(handles, labels, loc="outside lower center", ncols=in_rows, columnspacing=1.2)
     return figure
 
@@ -98,16 +108,18 @@ def _icl_bars(axes: Axes, icl: DataFrame, tasks: list[Any]) -> None:
 
 
 @rc_context(STYLE)
-def weight_travel(travel: DataFrame, weights: DataFrame) -> Figure:
+def weight_travel(travel: DataFrame, weights: DataFrame, *, width: Width = "double") -> Figure:
     """How far training moves the weights: start against end per preset, and distance per step.
 
     Args:
         travel: columns `preset, seed, step, travel, norm`: the distance of the weights from their
             start at each step, and their own norm.
         weights: columns `preset, seed, start, end`, one row per weight.
+        width: how wide, "single" or "double" column; panels stand below each other in a single one.
 
     Raises:
-        UnknownNameError: a column is missing, or the two tables name different presets.
+        UnknownNameError: a column is missing, the two tables name different presets, or there is no
+            such width.
     """
     require_columns(travel, "weight travel", "preset", "seed", "step", "travel", "norm")
     require_columns(weights, "weights", "preset", "seed", "start", "end")
@@ -117,8 +129,13 @@ def weight_travel(travel: DataFrame, weights: DataFrame) -> Figure:
             f"the weight travel table has presets {presets}, the weights table "
             f"{sorted(set(weights['preset']))}; both need the same"
         )
-    figure = Figure(figsize=(2.2 * (len(presets) + 1) + 0.2, 2.5), layout="constrained")
-    panels = figure.subplots(1, len(presets) + 1)
+    lines, across = panels_in(width, 2.2, len(presets) + 1)
+    wide = min(inches(width), 2.3 * across + 0.2)
+    figure = Figure(figsize=(wide, 0.3 + 2.2 * lines), layout="constrained")
+    panels = figure.subplots(lines, across, squeeze=False).ravel()
+    for empty in panels[len(presets) + 1 :]:
+        empty.remove()
+    panels = panels[: len(presets) + 1]
     for axes, preset, colour in zip(panels, presets, _COLOURS, strict=False):
         _start_against_end(axes, weights[weights["preset"] == preset], colour)
         part = travel[travel["preset"] == preset]
@@ -133,7 +150,7 @@ def weight_travel(travel: DataFrame, weights: DataFrame) -> Figure:
     panels[-1].set(title="distance from the start", box_aspect=1, xlim=(0, None), ylim=(0, None))
     panels[-1].set(xlabel="step", ylabel=r"$\|\omega - \omega_0\|$")
     panels[-1].xaxis.set_major_locator(whole_numbers(5))
-    figure.legend(loc="outside lower center", ncols=2 * len(presets))
+    figure.legend(loc="outside lower center", ncols=2 * len(presets) if across > 1 else 2)
     return figure
 
 
@@ -154,18 +171,19 @@ def _start_against_end(axes: Axes, weights: DataFrame, colour: str) -> None:
 
 
 @rc_context(STYLE)
-def training_history(history: DataFrame, *, unit: str = "nats") -> Figure:
+def training_history(history: DataFrame, *, unit: str = "nats", width: Width = "single") -> Figure:
     """Training and validation loss per step, with the step of lowest validation loss marked.
 
     Args:
         history: columns `step, train_loss, validation_loss`; NaN where a loss was not measured.
         unit: unit of the loss.
+        width: how wide, "single" or "double" column.
 
     Raises:
-        UnknownNameError: a column is missing.
+        UnknownNameError: a column is missing, or there is no such width.
     """
     require_columns(history, "history", "step", "train_loss", "validation_loss")
-    figure = Figure(figsize=(3.6, 2.5), layout="constrained")
+    figure = Figure(figsize=(inches(width), 2.4), layout="constrained")
     axes = figure.subplots()
     train = history.dropna(subset=["train_loss"])
     axes.plot(train["step"], train["train_loss"], color=SKY, lw=1, label="training")

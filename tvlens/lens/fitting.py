@@ -246,6 +246,7 @@ class _Fit:
                     f"training of {self.what} diverged: loss {float(self.last_loss[worse][0]):.3g} "
                     f"after step {self.step}, {float(self.first_loss[worse][0]):.3g} in the first; "
                     "expected it to fall; lower the learning rate (now "
-                    f"{self.schedule.learning_rate})"
+                    f"{self.schedule.learning_rate}) or train for longer (now "
+                    f"{self.schedule.steps} steps)"
                 )
         return Fitted(self.values.detach().clone(), self.last_loss, pd.DataFrame(self.rows))

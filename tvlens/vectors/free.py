@@ -16,12 +16,12 @@ from tvlens.vectors.ltv.sample import FitPrompts
 from tvlens.vectors.materials import ByKind, Materials
 from tvlens.vectors.vector import TaskVector
 
-RATES = (0.03, 0.1, 0.3)
+RATES = (0.1, 0.3)
 """Step sizes that are tried, in units of the size of what a layer's heads write together."""
 
 DEFAULT_SCHEDULE = Schedule(learning_rate=1.0)
 
-MOST_LAYERS = 8
+MOST_LAYERS = 5
 """Layers at which a vector of one layer is tried, at most, evenly spaced."""
 
 

@@ -8,6 +8,7 @@ follows from its own.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -33,8 +34,10 @@ class FunctionClass(ABC):
 
     Attributes:
         n_dims: number of variables.
+        estimator: the classical estimator for functions of the class, a name of `ORACLES`.
     """
 
+    estimator: ClassVar[str] = "least_squares"
     n_dims: int
 
     def __post_init__(self) -> None:
@@ -84,6 +87,8 @@ class SparseLinear(FunctionClass):
         n_nonzero: coordinates that matter; 3 in Garg et al.
     """
 
+    estimator: ClassVar[str] = "lasso"
+
     n_nonzero: int = 3
 
     def __post_init__(self) -> None:
@@ -111,6 +116,8 @@ class NoisyLinear(Linear):
         noise_std: standard deviation of the noise; 1 in Garg et al.
     """
 
+    estimator: ClassVar[str] = "ridge"
+
     noise_std: float = 1.0
 
     @property
@@ -129,6 +136,8 @@ class _Quadratic(Functions):
 @dataclass(frozen=True)
 class Quadratic(FunctionClass):
     """y = w·x² / √3 with w ~ N(0, I): the second moment of a linear function (E x⁴ = 3)."""
+
+    estimator: ClassVar[str] = "network"
 
     def draw(self, n: int, generator: Generator) -> Functions:
         return _Quadratic(torch.randn(n, self.n_dims, generator=generator))
@@ -155,6 +164,8 @@ class ReluNetwork(FunctionClass):
     Attributes:
         n_hidden: hidden units; 100 in Garg et al.
     """
+
+    estimator: ClassVar[str] = "network"
 
     n_hidden: int = 100
 
@@ -189,6 +200,8 @@ class DecisionTree(FunctionClass):
     Attributes:
         depth: questions on the way to a leaf; 4 in Garg et al.
     """
+
+    estimator: ClassVar[str] = "boosting"
 
     depth: int = 4
 
