@@ -68,6 +68,14 @@ def kind_of(value: Any) -> str:
     return "function" if inspect.isroutine(value) else "data"
 
 
+def takes(function: Any) -> list[str]:
+    """The names of what a function takes; those behind a star are given by name."""
+    given = inspect.signature(function).parameters.values()
+    named = [one.name for one in given if one.kind is one.KEYWORD_ONLY]
+    placed = [one.name for one in given if one.kind is one.POSITIONAL_OR_KEYWORD]
+    return [*placed, *(["*", *named] if named else [])]
+
+
 def words_of(shelf: str, name: str) -> list[str]:
     """The text behind a constant, which Python itself does not keep."""
     for module in pkgutil.walk_packages(shelves()[shelf].__path__, f"{shelf}."):
@@ -86,12 +94,13 @@ def entry(shelf: str, name: str) -> list[str]:
     if home(shelf, name) != full:
         first = (inspect.getdoc(value) or "").split("\n\n")[0].replace("\n", " ")
         words = [first, "", f"Its entry: `{home(shelf, name)}`."]
-        return [f".. py:{kind}:: {full}", "", *(f"   {line}" for line in words), ""]
+        call = f"{name}({', '.join(takes(value))})" if kind == "function" else name
+        return [f".. py:{kind}:: {call}", "", *(f"   {line}" for line in words), ""]
     if kind == "data":
         words = words_of(shelf, name)
         if not words:
             LOGGER.warning("%s has no text behind it that says what it is", full)
-        return [f".. py:data:: {full}", "", *(f"   {line}" for line in words), ""]
+        return [f".. py:data:: {name}", "", *(f"   {line}" for line in words), ""]
     return [f".. auto{kind}:: {full}", ""]
 
 
@@ -142,9 +151,9 @@ class Raised(SphinxDirective):
 def named(text: str) -> str | None:
     """The full name of what code in a line names: in full, or a class by its last name alone."""
     name = CALL.sub("", text)
-    if name in public() or not name[:1].isupper():
-        return public().get(name)
-    return short().get(name)
+    if name in public():
+        return public()[name]
+    return name if name in documented() else short().get(name) if name[:1].isupper() else None
 
 
 @cache
