@@ -34,7 +34,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL = help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-tl4 check test reliability reproduce study clean
+.PHONY: help setup setup-tl4 check test docs reliability reproduce study clean
 
 help:  ## say what there is
 	@echo "make TARGET, with PYTHON=python3.12 or the like to choose the Python (3.10 or newer):"
@@ -53,16 +53,20 @@ check: .venv/.installed  ## lint, formatting, types
 # No test may need a network, so none gets the chance to use a model hub.
 test: export HF_HUB_OFFLINE = 1
 # Both at once, on a core each: two processes of several threads would be in each other's way.
-# What a page does in a browser is the same with either transformer-lens, and is looked at once;
-# where no Chromium is installed, the tests say so in a line.
+# What a page does in a browser is the same with either transformer-lens, and is looked at once, as
+# the documentation is; where no Chromium is installed, the tests say so in a line.
 test: export OMP_NUM_THREADS = 1
 test: setup setup-tl4 check  ## all checks and tests, the tests in both environments
 	@.venv-tl4/bin/python -m pytest -o cache_dir=.venv-tl4/cache \
-	    --ignore=tests/test_report_browser.py > .venv-tl4/test.log 2>&1 & \
+	    --ignore=tests/test_report_browser.py --ignore=tests/test_docs.py > .venv-tl4/test.log 2>&1 & \
 	second=$$!; trap 'kill $$second' INT TERM; \
 	.venv/bin/python -m pytest; failed=$$?; \
 	wait $$second || failed=1; \
 	echo "And with transformer-lens 4:"; cat .venv-tl4/test.log; exit $$failed
+
+docs: .venv/.installed  ## the documentation as pages, docs/_build/html; needs no network
+	.venv/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "Open docs/_build/html/index.html in a browser"
 
 reliability: setup  ## damaged files, kills, interrupts, full disks; a quarter of an hour, not in test
 	PYTHONPATH=scripts:tests $(PYTHON_RUN) -m reliability $(RELIABILITY)
@@ -79,12 +83,12 @@ reproduce: setup  ## learned heads against function-vector heads: three text tas
 study: TEXT_SIZE = --ltv-seeds 2
 study: REGRESSION_SIZE = --ltv-seeds 2
 study: export HF_HUB_OFFLINE = 1
-study: setup  ## the same in full, whose tables README quotes: five text tasks, four function classes
+study: setup  ## the same in full, whose tables the documentation quotes: five text tasks, four function classes
 	$(call STUDIES,runs/study)
 
 clean:  ## remove environments and caches; keeps runs/ and the downloaded model
-	rm -rf $(ENVIRONMENTS) .pytest_cache .mypy_cache .ruff_cache build dist
-	find analyses notebooks scripts tests tvlens -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(ENVIRONMENTS) .pytest_cache .mypy_cache .ruff_cache build dist docs/_build
+	find analyses docs notebooks scripts tests tvlens -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment that works is kept, whichever Python made it; one that does not is made anew.
 $(ENVIRONMENTS:%=%/.made): %/.made:

@@ -16,6 +16,7 @@ SiteKind = Literal[
     "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "pattern"
 ]
 SITE_KINDS: tuple[SiteKind, ...] = get_args(SiteKind)
+"""Every kind of site."""
 
 PER_HEAD: frozenset[SiteKind] = frozenset({"q", "z", "pattern"})
 PER_KEY_VALUE_HEAD: frozenset[SiteKind] = frozenset({"k", "v"})

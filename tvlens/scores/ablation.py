@@ -21,6 +21,7 @@ from tvlens.tasks.streams import generator
 
 Rule = Literal["top", "exclusive", "keep"]
 RULES: tuple[Rule, ...] = get_args(Rule)
+"""Ways of choosing the heads of a set."""
 SHARES = (0.0, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2)
 """Shares of heads that ablation curves have."""
 EXCLUDED = 0.02

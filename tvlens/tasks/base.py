@@ -3,10 +3,12 @@
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 PromptKind = Literal["zero", "shuffled", "clean"]
+"""Without demonstrations, with those whose answers are shuffled, or with right ones."""
 KINDS: tuple[PromptKind, ...] = get_args(PromptKind)
 
 
 Split = Literal["train", "validation", "test"]
+"""Which part of a task's pairs, or of its functions, prompts ask."""
 
 
 @runtime_checkable
