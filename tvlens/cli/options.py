@@ -12,7 +12,7 @@ import typer
 
 from tvlens import tasks as text_tasks
 from tvlens.console import say
-from tvlens.errors import ShapeError, TaskError, UnknownNameError
+from tvlens.errors import TaskError, UnknownNameError
 from tvlens.tasks import Task
 from tvlens.tasks.base import KINDS, Split
 from tvlens.tasks.text.files import Duplicates, load_named, task_files
@@ -283,20 +283,9 @@ def read_scores(text: str) -> "dict[str, Scores]":
         ShapeError: a head has several scores or none.
         RunError: the file cannot be read.
     """
-    import pandas as pd
+    from tvlens.scores.score import Scores
 
-    from tvlens.runs.storage import reading
-    from tvlens.scores.score import Scores, layers_in
-
-    file, column = score_file(text), text.split("@")[0]
-    with reading(file, "a table of heads in CSV, such as RUN/heads.csv"):
-        # Or a task called NA would be none.
-        table = pd.read_csv(file, converters={"task": str})
-    try:
-        # Maps of different layers are not compared with each other later on.
-        return Scores.from_frame(table, column, layers=layers_in(table))
-    except (UnknownNameError, ShapeError) as error:
-        raise type(error)(f"{file}: {error}") from error
+    return Scores.from_csv(score_file(text), text.split("@")[0])
 
 
 def load_lens(

@@ -87,14 +87,13 @@ def find_run(folder: Path | str) -> FoundRun:
     Raises:
         RunError: as `read_manifest`; or it holds no table yet, or one that cannot be read.
     """
-    import pandas as pd
+    from tvlens.runs.tables import read_table
 
     folder, manifest = Path(folder), read_manifest(folder)
     tables = {}
     for path in sorted(folder.glob("*.csv")):
         with reading(path, "a table in CSV that a tvlens command wrote"):
-            # Or a task called NA would be none.
-            tables[path.stem] = pd.read_csv(path, converters={"task": str})
+            tables[path.stem] = read_table(path)
     words = str(manifest["command"]).split(" by ")[0]
     missing = tuple(name for name in WRITES.get(words, ()) if name not in tables)
     if not tables:

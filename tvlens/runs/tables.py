@@ -7,6 +7,15 @@ import pandas as pd
 from tvlens.runs.storage import write
 
 
+def read_table(path: Path | str) -> pd.DataFrame:
+    """A table in CSV, names of tasks as they stand there: one called NA is a task."""
+    table = pd.read_csv(path)
+    if "task" in table:
+        names = pd.read_csv(path, usecols=["task"], dtype=str, keep_default_na=False)
+        table["task"] = names["task"]
+    return table
+
+
 def markdown(table: pd.DataFrame) -> str:
     """The table in Markdown, numbers right-aligned."""
     numeric = [pd.api.types.is_numeric_dtype(dtype) for dtype in table.dtypes]

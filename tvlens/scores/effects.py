@@ -13,6 +13,7 @@ from torch import Tensor
 from tvlens.errors import NumericalError, ShapeError, UnknownNameError
 from tvlens.lens.sites import PER_HEAD, PER_KEY_VALUE_HEAD, SiteKind, site_kind
 from tvlens.runs.facts import text_of
+from tvlens.runs.labelled import labelled
 from tvlens.runs.storage import Kept
 from tvlens.scores.score import Scores
 from tvlens.stats import bootstrap_mean_axis
@@ -266,14 +267,12 @@ class PatchEffects(Kept):
         Raises:
             ImportError: xarray is not installed.
         """
-        import xarray
-
-        return xarray.DataArray(
-            self.values.numpy(),
-            dims=("prompt", "layer", "head", "place"),
+        return labelled(
+            self.values,
+            ("prompt", "layer", "head", "place"),
+            self.metric,
             coords={"place": list(self.places)},
-            name=self.metric,
-            attrs={"site": self.site, "task": self.task, "unit": self.unit, "method": self.method},
+            facts={"site": self.site, "task": self.task, "unit": self.unit, "method": self.method},
         )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
