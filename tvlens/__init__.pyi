@@ -31,6 +31,7 @@ from .scores.mediation import IndirectEffects as IndirectEffects
 from .scores.mediation import indirect_effects as indirect_effects
 from .scores.mediation import mediation_prompts as mediation_prompts
 from .scores.patching import patch as patch
+from .studies.memory import study as study
 from .vectors.controls import permuted_controls as permuted_controls
 from .vectors.controls import random_controls as random_controls
 from .vectors.fv import choose_function_vectors as choose_function_vectors

@@ -142,7 +142,7 @@ def test_a_control_vector_is_read_as_it_was_written(tmp_path, lens):
 def test_a_vector_at_the_query_says_that_every_token_is_meant(tmp_path):
     lens = tiny_regression.lens()
     made = TaskVector(numbers(lens.n_layer, lens.d_model), (1,), lens.name, "made")
-    with pytest.raises(VectorError, match="'query' alone.*everywhere=True"):
+    with pytest.raises(VectorError, match=r"'query' alone.*everywhere=True"):
         save_gguf(made, tmp_path / "v.gguf")
     save_gguf(made, tmp_path / "v.gguf", everywhere=True)
     assert load_gguf(tmp_path / "v.gguf", lens).layers == (1,)

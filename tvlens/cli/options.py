@@ -3,7 +3,6 @@
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from itertools import product
 from os.path import isdir, isfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,7 +13,6 @@ from tvlens import tasks as text_tasks
 from tvlens.console import say
 from tvlens.errors import TaskError, UnknownNameError
 from tvlens.tasks import Task
-from tvlens.tasks.base import KINDS, Split
 from tvlens.tasks.text.files import Duplicates, load_named, task_files
 
 if TYPE_CHECKING:
@@ -220,26 +218,6 @@ def lay_out(chosen: dict[str, Task], template: str | None, lens: "Lens") -> dict
         layout = text_tasks.chat_template(tokenizer, instruction=instruction)
         laid_out[name] = task.with_template(layout)
     return laid_out
-
-
-def require_askable(
-    lens: "Lens", chosen: Mapping[str, Task], shots: int, splits: Sequence[Split], n: int | None
-) -> None:
-    """Refuse tasks that the model cannot be asked, before a run folder is claimed for them.
-
-    Args:
-        lens: the model.
-        chosen: the tasks.
-        shots: examples in a prompt.
-        splits: whose pairs are asked.
-        n: prompts of every kind that are tried; all pairs of a split if it has fewer.
-
-    Raises:
-        TaskError: a split is too small, or a prompt cannot be read by the model.
-    """
-    for task, split, kind in product(chosen.values(), splits, KINDS):
-        some = min(n or len(task.pairs), len(task.split(split)))
-        lens.encode(task.prompts(split, shots=shots, n=some, kind=kind))
 
 
 def named_files(texts: Sequence[str]) -> dict[str, Path]:

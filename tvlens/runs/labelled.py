@@ -35,7 +35,8 @@ def labelled(
         import xarray
     except ImportError as error:
         raise ImportError(
-            "to_xarray() needs xarray, which is not installed; pip install xarray, or use to_frame()"
+            "to_xarray() needs xarray, which is not installed; expected it beside tvlens: pip "
+            "install xarray, or use to_frame()"
         ) from error
     values = tensor.detach().cpu()
     if values.is_floating_point() and values.element_size() < 4:

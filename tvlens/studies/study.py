@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from tvlens.console import progress_bar
 from tvlens.lens.heads import HeadMeans
 from tvlens.runs.run import Run
+from tvlens.runs.steps import Steps
 from tvlens.runs.tables import write_texts
 from tvlens.scores.catalogue import STUDIED
 from tvlens.scores.mediation import IndirectEffects
@@ -88,12 +89,14 @@ def study_all(
     return found
 
 
-def study_task(plan: Plan, run: Run, *, progress: Callable[[int], None] = lambda _: None) -> Study:
+def study_task(
+    plan: Plan, run: Steps, *, progress: Callable[[int], None] = lambda _: None
+) -> Study:
     """The study of one task, its stages kept as steps of `run`.
 
     Args:
         plan: what is studied.
-        run: where steps are kept.
+        run: where steps are kept: a run folder, or `Memory`.
         progress: called with 1 after each of the `STAGES` that take time.
     """
     s = plan.settings
@@ -133,7 +136,7 @@ def name_in_tables(plan: Plan, view: View) -> str:
 
 def _materials(
     plan: Plan,
-    run: Run,
+    run: Steps,
     means: HeadMeans,
     effects: Mapping[View, IndirectEffects],
     ltvs: stages.Trained,
