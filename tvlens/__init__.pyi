@@ -4,6 +4,7 @@ from . import evaluation as evaluation
 from . import figures as figures
 from . import lens as lens
 from . import models as models
+from . import notebook as notebook
 from . import runs as runs
 from . import scores as scores
 from . import studies as studies

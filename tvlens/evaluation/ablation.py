@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tvlens.display import Displayed
 from tvlens.errors import ModelError, ShapeError, UnknownNameError
 from tvlens.evaluation.answers import whole_answers
 from tvlens.evaluation.methods import SHARES
@@ -40,7 +41,7 @@ AREA_COLUMNS += ["metric", "value", "ci_low", "ci_high", "n"]
 
 
 @dataclass(frozen=True, eq=False)
-class Ablation(Kept):
+class Ablation(Kept, Displayed):
     """What a model does on every prompt without each of several sets of heads.
 
     Attributes:

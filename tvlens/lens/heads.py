@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tvlens.display import Displayed
 from tvlens.errors import ModelError, NumericalError, ShapeError, TaskError, UnknownNameError
 from tvlens.lens.edits import NoEdit
 from tvlens.lens.engine import Reading
@@ -29,7 +30,7 @@ positions of the prompt."""
 
 
 @dataclass(frozen=True)
-class HeadMeans(Kept):
+class HeadMeans(Kept, Displayed):
     """Mean of every head's `hook_z` over prompts, and the mean contribution.
 
     Attributes:

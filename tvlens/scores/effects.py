@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tvlens.display import Displayed
 from tvlens.errors import NumericalError, ShapeError, UnknownNameError
 from tvlens.lens.sites import PER_HEAD, PER_KEY_VALUE_HEAD, SiteKind, site_kind
 from tvlens.runs.facts import text_of
@@ -31,7 +32,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True, eq=False)
-class PatchEffects(Kept):
+class PatchEffects(Kept, Displayed):
     """Effects of putting activations of source prompts into target prompts.
 
     Attributes:

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tvlens.display import Displayed
 from tvlens.errors import ShapeError, UnknownNameError
 from tvlens.runs.facts import text_of
 from tvlens.runs.labelled import labelled
@@ -39,7 +40,7 @@ S = TypeVar("S", bound="Scores")
 
 
 @dataclass(frozen=True, eq=False)
-class Scores(Kept):
+class Scores(Kept, Displayed):
     """A signed score of every head; any two of one model can be compared.
 
     Attributes:

@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from tvlens.console import progress_bar
+from tvlens.display import Displayed
 from tvlens.lens.heads import HeadMeans
 from tvlens.runs.run import Run
 from tvlens.runs.steps import Steps
@@ -30,7 +31,7 @@ STAGES = 5
 
 
 @dataclass(frozen=True)
-class Study:
+class Study(Displayed):
     """What a study found on one task: tidy tables and the vectors behind them.
 
     Attributes:
