@@ -24,6 +24,8 @@ from .lens.heads import mean_head_outputs as mean_head_outputs
 from .lens.hooks import intervene as intervene
 from .lens.lens import Lens as Lens
 from .lens.loading import load as load
+from .notebook.attention import show_attention as show_attention
+from .notebook.attention import show_tokens as show_tokens
 from .scores.ablation import HeadSet as HeadSet
 from .scores.agreement import compare_head_sets as compare_head_sets
 from .scores.attribution import attribution_patch as attribution_patch

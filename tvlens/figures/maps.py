@@ -73,11 +73,9 @@ def layer_bars(values: Float[Tensor, " layer"], *, label: str, title: str = "") 
         label: what they measure.
         title: what it shows.
     """
-    shown = values.detach().cpu().double()
-    shown = shown.where(torch.isfinite(shown), 0.0).numpy()
-    figure = Figure(
-        figsize=(float(np.clip(0.12 * len(shown), 2.2, 5)), 1.5), layout="constrained"
-    )
+    numbers = values.detach().cpu().double()
+    shown = numbers.where(torch.isfinite(numbers), 0.0).numpy()
+    figure = Figure(figsize=(float(np.clip(0.12 * len(shown), 2.2, 5)), 1.5), layout="constrained")
     axes = figure.subplots()
     axes.bar(range(len(shown)), shown, color=BLUE)
     axes.set(xlabel="layer", ylabel=label)

@@ -104,9 +104,7 @@ def _tokens(
     if not lens.readout.has_text:
         roles = lens.backend.roles(prompts, prefix=lens.prefix)
         return [tuple(each[: len(own)]) for each, own in zip(roles, columns, strict=True)]
-    rows = [
-        batch.inputs[i, own.to(batch.inputs.device)].tolist() for i, own in enumerate(columns)
-    ]
+    rows = [batch.inputs[i, own.to(batch.inputs.device)].tolist() for i, own in enumerate(columns)]
     tokenizer = lens.backend.tokenizer
     if tokenizer is None:
         return [tuple(map(str, row)) for row in rows]

@@ -43,8 +43,8 @@ def _table(ablation: Ablation) -> str:
         for one, *row in zip(ablation.sets, *cells.values(), strict=True)
     ]
     # Columns that say nothing of any set are left out.
-    shown = [i for i in range(len(_COLUMNS) + len(cells)) if any(row[i] is not None for row in sets)]
     columns = [*_COLUMNS, *cells]
+    shown = [i for i in range(len(columns)) if any(row[i] is not None for row in sets)]
     return pieces.table([columns[i] for i in shown], [[row[i] for i in shown] for row in sets])
 
 

@@ -24,7 +24,7 @@ def _study(study: Study) -> str:
     shown = ["task", "comparison", "measure", "k", "value", "chance"]
     parts += [pieces.sentence("How far head sets agree, beside chance:")]
     parts += [pieces.frame(agreement[shown])]
-    note = "Tables: results, heads, headsets, curve, sweep, rivals, history. Vectors: methods, ltvs."
+    note = "Its tables: results, heads, headsets, curve, sweep, rivals, history."
     return pieces.card(f"Study of {tasks}", *parts, pieces.sentence(note))
 
 
@@ -51,7 +51,7 @@ def _results(results: pd.DataFrame) -> str:
         .reindex(index=rows["method"].unique(), columns=asked.unique())
     )
     labels = REGRESSION_LABELS if "points" in rows else TEXT_LABELS
-    table = [[labels.get(name, name), *row] for name, row in zip(wide.index, wide.values, strict=True)]
+    table = [[labels.get(row[0], row[0]), *row[1:]] for row in wide.itertuples(name=None)]
     said = f"{metric.replace('_', ' ')} on test prompts [95% interval], by kind of prompt:"
     return pieces.sentence(said.capitalize()) + pieces.table(["method", *wide.columns], table)
 
