@@ -2,7 +2,6 @@
 
 import base64
 import io
-import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,6 +18,7 @@ from helpers import tiny_regression, zoo
 from tvlens import notebook
 from tvlens.evaluation.ablation import Ablation
 from tvlens.lens.heads import HeadMeans
+from tvlens.lens.hooks import WholePassEngine
 from tvlens.scores.ablation import HeadSet
 from tvlens.scores.direct import DirectAttribution
 from tvlens.scores.effects import PatchEffects
@@ -101,21 +101,10 @@ def test_effects_are_shown_with_facts_and_a_map():
     assert found.facts["score"] == "aie (probability)"
     assert found.facts["heads"] == "12, in 3 layers of 4"
     assert found.facts["prompts"] == "6"
-    assert found.facts["best heads"].startswith("(1, 2) 5.00 [5.00, 5.00], ")
+    assert found.facts["best heads"].startswith("(1, 2) 5.000 [5.000, 5.000], ")
     (picture,) = found.pictures
     assert "aie of every head by layer, t; best: (1, 2) 5.0" in picture["alt"]
     assert pixels(picture).std() > 0.01
-
-
-def test_colours_are_centred_at_0():
-    grid = torch.zeros(1, 2)
-    grid[0, 0], grid[0, 1] = 1.0, 0.1
-    (picture,) = shown(Scores(grid, "mine", "x")).pictures
-    colours = pixels(picture)[..., :3]
-    blue = (colours[..., 2] > colours[..., 0] + 0.3).sum()
-    red = (colours[..., 0] > colours[..., 2] + 0.3).sum()
-    # The scale beside the map has as much blue as it has red, the map no blue at all.
-    assert red > 2 * blue
 
 
 @pytest.mark.parametrize(
@@ -166,17 +155,9 @@ def test_other_scores_are_shown_as_scores():
 
 def patched(heads=1, site="resid_post", places=("0", "1", "query"), values=None, **changes):
     values = numbers(4, 3, heads, len(places)) if values is None else values
-    made = PatchEffects(
-        values,
-        numbers(len(values)),
-        numbers(len(values)) + 5,
-        site,
-        places,
-        "roles",
-        "probability",
-        "p",
-    )
-    return replace(made, **changes)
+    before = numbers(len(values))
+    words = site, places, "roles", "probability", "p"
+    return replace(PatchEffects(values, before, before + 5, *words), **changes)
 
 
 def test_patches_of_streams_are_a_map_of_layers_and_places():
@@ -184,7 +165,7 @@ def test_patches_of_streams_are_a_map_of_layers_and_places():
     values[:, 2, 0, 1] = 4
     found = shown(patched(values=values, task="t", model="m"))
     assert found.facts["patched"] == "residual stream after the layer"
-    assert found.facts["strongest"].startswith("layer 2 at 1: 4.00 [4.00, 4.00]")
+    assert found.facts["strongest"].startswith("layer 2 at 1: 4.000 [4.000, 4.000]")
     assert len(found.pictures) == 1
 
 
@@ -272,7 +253,8 @@ def test_a_lens_says_what_it_is(lens):
 
 
 def test_a_lens_without_replay_says_so():
-    assert "whole forward passes" in shown(zoo.lens("opt-projected")).said
+    lens = replace(zoo.lens(), engine=WholePassEngine(zoo.lens().backend))
+    assert "whole forward passes" in shown(lens).said
 
 
 def test_a_lens_on_points_says_so():
@@ -344,12 +326,12 @@ def ablated(values=None):
 def test_an_ablation_is_a_table_of_its_sets():
     values = torch.tensor([1.0, 0.0]).expand(5, 2, 2)
     found = shown(ablated(values))
-    assert found.facts["accuracy, nothing ablated"] == "1.00"
+    assert found.facts["accuracy, nothing ablated"] == "1.000"
     cells = found.texts[found.texts.index("score") :]
     columns = ["score", "rule", "share", "draw", "k", "accuracy", "loss"]
     assert cells[:7] == columns
     assert cells[7:11] == ["aie", "top", "0.250", "2"]
-    assert "1.00 [0.566, 1.00]" in re.sub(r"(\d\.\d\d)0\b", r"\1", found.said)
+    assert cells[11:13] == ["1.000 [0.566, 1.000]", "0.000 [0.000, 0.000]"]
 
 
 def test_an_ablation_with_nan_is_shown():
@@ -383,13 +365,9 @@ def test_a_study_of_two_views_shows_both():
     ]
     keys = ["functions", "method", "shift", "prompt", "points", "metric"]
     results = pd.DataFrame(rows, columns=[*keys, "value", "ci_low", "ci_high"])
-    headsets = pd.DataFrame(
-        [
-            ("a", "aie and ltv", "overlap", 5, 0.4, 0.1),
-            ("a", "aie and ltv", "spearman", NAN, 0.4, 0),
-        ],
-        columns=["task", "comparison", "measure", "k", "value", "chance"],
-    )
+    agreed = [("a", "aie and ltv", name, k, 0.4, 0) for name, k in (("overlap", 5), ("kendall", 3))]
+    columns = ["task", "comparison", "measure", "k", "value", "chance"]
+    headsets = pd.DataFrame(agreed, columns=columns)
     empty = pd.DataFrame()
     found = shown(Study(results, heads, headsets, empty, empty, empty, empty, {}, {}))
     assert len(found.pictures) == 4
@@ -420,7 +398,6 @@ def test_a_study_of_two_views_shows_both():
 def test_names_are_text_whatever_they_hold(value):
     found = shown(value)
     assert EVIL in found.said
-    assert found.elements.count("img") == found.elements.count("img", 0)
     assert all(each["src"].startswith("data:") for each in found.pictures)
 
 

@@ -2,6 +2,7 @@
 are left blank, so that anything can be drawn.
 """
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -55,13 +56,23 @@ def value_map(
     image = draw(axes, grid, limit([grid]))
     frame(axes, grid, k, top)
     axes.set_ylabel("layer")
-    axes.set_title(title, parse_math=False)
+    axes.set_title(_in_lines(title, 14 * (width + 1)), parse_math=False)
     if columns:
-        label_columns(axes, grid, columns, width)
+        label_columns(axes, grid, [_cut(name, 20) for name in columns], width)
     else:
         axes.set_xlabel("head")
-    colour_bar(figure, image, [axes], label, location="right", size=(width, height))
+    words = _in_lines(label, 14 * (height + 0.8))
+    colour_bar(figure, image, [axes], words, location="right", size=(width, height))
     return figure
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def _in_lines(text: str, width: float) -> str:
+    """A text in two lines at most, or a long one would leave no room for the map."""
+    return "\n".join(textwrap.wrap(_cut(text, round(2 * width)), round(width))[:2])
 
 
 @rc_context(STYLE)

@@ -90,7 +90,7 @@ def require_heads(lens: Lens, heads: Sequence[Head]) -> None:
             )
 
 
-def _columns(batch: Batch) -> list[Int[Tensor, " pos"]]:
+def _columns(batch: Batch) -> list[Int[Tensor, " _pos"]]:
     """Where the tokens of each prompt stand, from the first to the one where it is asked."""
     return [
         torch.arange(int(mask.int().argmax()), int(query) + 1)
@@ -99,7 +99,7 @@ def _columns(batch: Batch) -> list[Int[Tensor, " pos"]]:
 
 
 def _tokens(
-    lens: Lens, prompts: Any, batch: Batch, columns: Sequence[Int[Tensor, " pos"]]
+    lens: Lens, prompts: Any, batch: Batch, columns: Sequence[Int[Tensor, " _pos"]]
 ) -> list[tuple[str, ...]]:
     if not lens.readout.has_text:
         roles = lens.backend.roles(prompts, prefix=lens.prefix)
