@@ -22,13 +22,15 @@ from tvlens.studies import regression
 from tvlens.studies.regression import RegressionPlan, RegressionSettings
 from tvlens.studies.study import Study, study_task
 from tvlens.studies.text import TextPlan, TextSettings
+from tvlens.tasks.regression import task as functions
 from tvlens.vectors.ltv.settings import FitSettings
 
 TEXT = TextSettings(
     shots=trained.SHOTS,
     n_means=12,
     n_mediation=4,
-    n_test=6,
+    n_test=4,
+    methods=("fv_layer", "ltv", "random"),
     ltv=FitSettings(steps=4, n_prompts=16, n_validation=8, shots=trained.SHOTS),
     ltv_seeds=2,
     ks=(2,),
@@ -43,8 +45,10 @@ POINTS = RegressionSettings(
     n_oracle=2,
     n_slow=2,
     n_dummy=2,
-    n_lengths=2,
+    n_lengths=1,
+    reach=1.2,
     shifts=("none",),
+    methods=("fv_layer", "ltv", "random"),
     ltv=FitSettings(learning_rate=0.05, steps=3, n_prompts=16, n_validation=8, patience=None),
     ltv_seeds=1,
     ks=(2,),
@@ -62,14 +66,15 @@ FUNCTIONS = tiny_regression.TASK
 def points_lens() -> Lens:
     """A model of points that has learned nothing, which is quickly made."""
     torch.manual_seed(0)
-    return tvlens.load(RegressionTransformer(preset("tiny").sizes), name="points")
+    return tvlens.load(RegressionTransformer(replace(preset("tiny").sizes, n_layer=2)), name="points")
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Takes every prompt for answered, and no estimator that is slow to fit."""
+    """Takes every prompt for answered, few prompts, and no estimator that is slow to fit."""
     always = lambda _, outputs, batch: outputs[..., 0] < torch.inf  # noqa: E731
     monkeypatch.setattr(FirstToken, "answered", always)
+    monkeypatch.setattr(functions, "_PROMPTS", {"train": 8, "validation": 4, "test": 4})
     few = {name: regression.ORACLES[name] for name in ("least_squares", "averaging")}
     monkeypatch.setattr(regression, "ORACLES", few)
 

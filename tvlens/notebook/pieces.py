@@ -85,7 +85,7 @@ def frame(shown: "DataFrame") -> str:
 
 def cell(value: Any, digits: int = 3) -> str:
     """A cell as it is written; empty where there is nothing."""
-    if value is None or value != value or str(value) == "<NA>":
+    if value is None or str(value) in ("<NA>", "nan"):
         return ""
     if isinstance(value, float):
         return number(value, digits)
