@@ -66,9 +66,7 @@ FUNCTIONS = tiny_regression.TASK
 def points_lens() -> Lens:
     """A model of points that has learned nothing, which is quickly made."""
     torch.manual_seed(0)
-    return tvlens.load(
-        RegressionTransformer(replace(preset("tiny").sizes, n_layer=2)), name="points"
-    )
+    return tvlens.load(RegressionTransformer(preset("tiny").sizes), name="points")
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +77,8 @@ def quick(monkeypatch):
     monkeypatch.setattr(functions, "_PROMPTS", {"train": 8, "validation": 4, "test": 4})
     few = {name: regression.ORACLES[name] for name in ("ridge", "averaging")}
     monkeypatch.setattr(regression, "ORACLES", few)
+    views = tuple(view for view in regression.VIEWS if view.prompts == "uninformative")
+    monkeypatch.setattr(regression, "VIEWS", views)
     monkeypatch.setattr(comparison, "split_half", partial(comparison.split_half, splits=4))
 
 
