@@ -19,7 +19,8 @@ Ablation AddToResidual Edit FitSettings HeadMeans HeadSet IndirectEffects Learna
 NoEdit PatchEffects ReplaceHeads TaskVector ablate attribute attribution_patch
 choose_function_vectors compare_head_sets evaluate fit_ltv function_vector
 function_vector_per_layer generate indirect_effects intervene load mean_head_outputs
-mediation_prompts patch permuted_controls progress_bar random_controls
+mediation_prompts patch permuted_controls progress_bar random_controls show_attention show_tokens
+study
 """
 
 
@@ -43,7 +44,10 @@ def test_the_package_has_these_shelves():
         "tvlens",
         *(f"tvlens.{name}" for name in ("bench", "evaluation", "figures", "lens", "models")),
         "tvlens.models.regression",
-        *(f"tvlens.{name}" for name in ("runs", "scores", "studies", "tasks", "vectors")),
+        *(
+            f"tvlens.{name}"
+            for name in ("notebook", "runs", "scores", "studies", "tasks", "vectors")
+        ),
     ] == SHELVES
     assert {"errors", *(shelf.split(".")[1] for shelf in SHELVES[1:])} == {
         name for name in tvlens.__all__ if isinstance(getattr(tvlens, name), ModuleType)

@@ -4,6 +4,7 @@ from . import evaluation as evaluation
 from . import figures as figures
 from . import lens as lens
 from . import models as models
+from . import notebook as notebook
 from . import runs as runs
 from . import scores as scores
 from . import studies as studies
@@ -23,6 +24,8 @@ from .lens.heads import mean_head_outputs as mean_head_outputs
 from .lens.hooks import intervene as intervene
 from .lens.lens import Lens as Lens
 from .lens.loading import load as load
+from .notebook.attention import show_attention as show_attention
+from .notebook.attention import show_tokens as show_tokens
 from .scores.ablation import HeadSet as HeadSet
 from .scores.agreement import compare_head_sets as compare_head_sets
 from .scores.attribution import attribution_patch as attribution_patch
@@ -31,6 +34,7 @@ from .scores.mediation import IndirectEffects as IndirectEffects
 from .scores.mediation import indirect_effects as indirect_effects
 from .scores.mediation import mediation_prompts as mediation_prompts
 from .scores.patching import patch as patch
+from .studies.memory import study as study
 from .vectors.controls import permuted_controls as permuted_controls
 from .vectors.controls import random_controls as random_controls
 from .vectors.fv import choose_function_vectors as choose_function_vectors

@@ -46,6 +46,7 @@ from tvlens.tasks import (
 )
 from tvlens.tasks.base import PromptKind
 from tvlens.vectors.catalogue import load_vector
+from tvlens.vectors.exchange import load_gguf, save_gguf
 from tvlens.vectors.ltv.fit import fit_ltv
 from tvlens.vectors.ltv.ltv import LearnableTaskVector
 from tvlens.vectors.ltv.released import load_released
@@ -189,6 +190,20 @@ def read_vector(folder: Path) -> None:
 def numbers(*shape: int) -> Tensor:
     """Random numbers, always the same."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def make_control_vector(folder: Path) -> None:
+    save_gguf(TaskVector(numbers(3, 32), (1, 2), "m", "o", "all"), folder / "vector.gguf")
+
+
+def read_control_vector(folder: Path) -> None:
+    """What is read is finite; written and read again it is the same."""
+    lens, _ = lens_and_means()
+    vector = load_gguf(folder / "vector.gguf", lens)
+    require_finite(vector.state()[0])
+    save_gguf(vector, folder / "again.gguf")
+    if not torch.equal(load_gguf(folder / "again.gguf", lens).vectors, vector.vectors):
+        raise Unequal("a control vector saved and read again is another one")
 
 
 def make_ltv() -> Vector:
@@ -411,6 +426,7 @@ KINDS = [
         _saved("vector.safetensors", lambda: HeadMixture(numbers(2, 2, 4), (0, 1), "m", "o")),
         read_vector,
     ),
+    Kind("control-vector", make_control_vector, read_control_vector, 0.5),
     Kind("means", _saved("means.safetensors", make_means), read_means),
     Kind("scores", _saved("scores.safetensors", make_scores), read_score_file),
     Kind("heads-table", _written("heads.csv", HEADS), read_table),

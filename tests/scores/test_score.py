@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from tvlens.errors import NumericalError, ShapeError, TvlensError, UnknownNameError
+from helpers.commands import ok
+from tvlens.errors import NumericalError, RunError, ShapeError, TvlensError, UnknownNameError
 from tvlens.scores.agreement import compare_head_sets
 from tvlens.scores.mediation import IndirectEffects
 from tvlens.scores.score import Scores, join_scores
@@ -93,3 +94,35 @@ def test_rows_that_are_of_no_head_are_refused_by_name(column, value, words):
     table.loc[2, column] = value
     with pytest.raises(TvlensError, match=re.escape(words)):
         Scores.from_frame(table, "aie")
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def test_csv_gives_back_what_it_was_written_from(tmp_path):
+    values = torch.randn(5, 3, 2, generator=torch.Generator().manual_seed(0))
+    values[:, 1] = torch.nan
+    made = Scores.of_prompts(values, name="aie", unit="p", task="NA", model="m")
+    made.to_csv(tmp_path / "aie.csv")
+    back = Scores.from_csv(tmp_path / "aie.csv", "aie", unit="p", model="m")
+    assert list(back) == ["NA"]
+    assert torch.equal(back["NA"].scores.float().nan_to_num(7), made.scores.nan_to_num(7))
+    assert (back["NA"].unit, back["NA"].model, back["NA"].n_heads) == ("p", "m", 4)
+
+
+def test_csv_that_holds_something_else_is_refused_by_name(tmp_path):
+    Scores(torch.eye(2), "aie", "p", "t").to_csv(tmp_path / "aie.csv")
+    with pytest.raises(UnknownNameError, match=r"aie\.csv: the table of heads has no column omega"):
+        Scores.from_csv(tmp_path / "aie.csv", "omega")
+    with pytest.raises(RunError, match="expected a table of heads in CSV"):
+        Scores.from_csv(tmp_path / "none.csv", "aie")
+
+
+def test_tvlens_compare_reads_what_scores_write(tmp_path, wide):
+    one = torch.arange(8.0).view(2, 4)
+    Scores(one, "mine", "p", "t").to_csv(tmp_path / "a.csv")
+    Scores(-one, "yours", "p", "t").to_csv(tmp_path / "b.csv")
+    files = [f"mine@{tmp_path / 'a.csv'}", f"yours@{tmp_path / 'b.csv'}"]
+    said = ok("compare", *files, "--out", tmp_path / "run")
+    assert "spearman" in said
+    assert "-1.000" in said

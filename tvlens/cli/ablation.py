@@ -27,12 +27,12 @@ from tvlens.cli.options import (
     load_lens,
     open_run,
     read_tasks,
-    require_askable,
 )
 from tvlens.cli.studies import read_functions
 from tvlens.console import say, show, with_interval
 from tvlens.errors import UnknownNameError
 from tvlens.scores.catalogue import scores_named
+from tvlens.studies.askable import require_askable
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -3,7 +3,6 @@
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from itertools import product
 from os.path import isdir, isfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,9 +11,8 @@ import typer
 
 from tvlens import tasks as text_tasks
 from tvlens.console import say
-from tvlens.errors import ShapeError, TaskError, UnknownNameError
+from tvlens.errors import TaskError, UnknownNameError
 from tvlens.tasks import Task
-from tvlens.tasks.base import KINDS, Split
 from tvlens.tasks.text.files import Duplicates, load_named, task_files
 
 if TYPE_CHECKING:
@@ -222,26 +220,6 @@ def lay_out(chosen: dict[str, Task], template: str | None, lens: "Lens") -> dict
     return laid_out
 
 
-def require_askable(
-    lens: "Lens", chosen: Mapping[str, Task], shots: int, splits: Sequence[Split], n: int | None
-) -> None:
-    """Refuse tasks that the model cannot be asked, before a run folder is claimed for them.
-
-    Args:
-        lens: the model.
-        chosen: the tasks.
-        shots: examples in a prompt.
-        splits: whose pairs are asked.
-        n: prompts of every kind that are tried; all pairs of a split if it has fewer.
-
-    Raises:
-        TaskError: a split is too small, or a prompt cannot be read by the model.
-    """
-    for task, split, kind in product(chosen.values(), splits, KINDS):
-        some = min(n or len(task.pairs), len(task.split(split)))
-        lens.encode(task.prompts(split, shots=shots, n=some, kind=kind))
-
-
 def named_files(texts: Sequence[str]) -> dict[str, Path]:
     """The files of arguments like NAME=FILE, by name.
 
@@ -283,16 +261,9 @@ def read_scores(text: str) -> "dict[str, Scores]":
         ShapeError: a head has several scores or none.
         RunError: the file cannot be read.
     """
-    from tvlens.runs.tables import read_table
-    from tvlens.scores.score import Scores, layers_in
+    from tvlens.scores.score import Scores
 
-    file, column = score_file(text), text.split("@")[0]
-    table = read_table(file)
-    try:
-        # Maps of different layers are not compared with each other later on.
-        return Scores.from_frame(table, column, layers=layers_in(table))
-    except (UnknownNameError, ShapeError) as error:
-        raise type(error)(f"{file}: {error}") from error
+    return Scores.from_csv(score_file(text), text.split("@")[0])
 
 
 def load_lens(

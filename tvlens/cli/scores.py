@@ -27,12 +27,12 @@ from tvlens.cli.options import (
     open_run,
     read_scores,
     read_tasks,
-    require_askable,
     score_file,
 )
 from tvlens.console import say, show
 from tvlens.errors import UnknownNameError
 from tvlens.scores.catalogue import scores_named
+from tvlens.studies.askable import require_askable
 
 
 def mediate(

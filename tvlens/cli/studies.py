@@ -30,11 +30,11 @@ from tvlens.cli.options import (
     load_lens,
     open_run,
     read_tasks,
-    require_askable,
 )
 from tvlens.cli.vectors import show_accuracy
 from tvlens.console import say, show, with_interval
 from tvlens.errors import UnknownNameError
+from tvlens.studies.askable import require_askable
 from tvlens.tasks.base import Split
 
 if TYPE_CHECKING:

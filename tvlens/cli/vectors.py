@@ -25,9 +25,9 @@ from tvlens.cli.options import (
     named_files,
     open_run,
     read_tasks,
-    require_askable,
 )
 from tvlens.console import say, show, with_interval
+from tvlens.studies.askable import require_askable
 from tvlens.tasks import Task
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ layer that a set ablates.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tvlens.display import Displayed
 from tvlens.errors import ModelError, ShapeError, UnknownNameError
 from tvlens.evaluation.answers import whole_answers
 from tvlens.evaluation.methods import SHARES
@@ -23,11 +24,15 @@ from tvlens.evaluation.replacement import At, Replacement, SetTo, place_of, way_
 from tvlens.lens.heads import HeadMeans
 from tvlens.lens.lens import Lens
 from tvlens.runs.facts import text_of
+from tvlens.runs.labelled import labelled
 from tvlens.runs.storage import Kept
 from tvlens.scores.ablation import HeadSet
 from tvlens.stats import bootstrap_mean_axis, share_interval
 from tvlens.tasks.base import PromptSet
 from tvlens.tasks.text.prompts import Prompts
+
+if TYPE_CHECKING:
+    import xarray
 
 COLUMNS = ["task", "score", "rule", "set_to", "positions", "share", "k", "draw"]
 COLUMNS += ["metric", "value", "ci_low", "ci_high", "n"]
@@ -36,7 +41,7 @@ AREA_COLUMNS += ["metric", "value", "ci_low", "ci_high", "n"]
 
 
 @dataclass(frozen=True, eq=False)
-class Ablation(Kept):
+class Ablation(Kept, Displayed):
     """What a model does on every prompt without each of several sets of heads.
 
     Attributes:
@@ -117,6 +122,30 @@ class Ablation(Kept):
         table = pd.concat(frames, ignore_index=True)
         kept = {"task": self.task, "set_to": self.set_to, "positions": self.positions}
         return table.assign(**kept, n=len(self.values))[COLUMNS]
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """`values` and `unablated` with names on their axes; needs xarray.
+
+        Their axes are (prompt, set, measure) and (prompt, measure); along the sets stand `score`,
+        `rule`, `share`, `draw` (both NaN where there is none) and `k`.
+
+        Raises:
+            ImportError: xarray is not installed.
+        """
+        sets = {
+            "score": [one.name for one in self.sets],
+            "rule": [one.rule for one in self.sets],
+            "share": [np.nan if one.share is None else one.share for one in self.sets],
+            "draw": [np.nan if one.draw is None else one.draw for one in self.sets],
+            "k": [one.k for one in self.sets],
+        }
+        measures = {"measure": list(self.measures)}
+        along = measures | {name: ("set", column) for name, column in sets.items()}
+        values = labelled(self.values, ("prompt", "set", "measure"), "values", coords=along)
+        before = labelled(self.unablated, ("prompt", "measure"), "unablated", coords=measures)
+        facts = {"set_to": self.set_to, "positions": self.positions}
+        facts |= {"task": self.task, "model": self.model}
+        return values.to_dataset().assign(unablated=before).assign_attrs(facts)
 
     def areas(self, *, seed: int = 0) -> pd.DataFrame:
         """Area under each curve over the share of heads, with intervals: `AREA_COLUMNS`.

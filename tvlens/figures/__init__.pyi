@@ -2,6 +2,8 @@ from .ablation import ablation_curves as ablation_curves
 from .answers import answer_dots as answer_dots
 from .attribution import approximation as approximation
 from .curves import error_curves as error_curves
+from .maps import layer_bars as layer_bars
+from .maps import value_map as value_map
 from .matrices import agreement_matrix as agreement_matrix
 from .modalities import modality_dots as modality_dots
 from .patching import head_map as head_map

@@ -1,3 +1,5 @@
+from .attention import Attention as Attention
+from .attention import attention_of as attention_of
 from .edits import AddHeads as AddHeads
 from .edits import AddToResidual as AddToResidual
 from .edits import Edit as Edit

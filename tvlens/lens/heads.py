@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tvlens.display import Displayed
 from tvlens.errors import ModelError, NumericalError, ShapeError, TaskError, UnknownNameError
 from tvlens.lens.edits import NoEdit
 from tvlens.lens.engine import Reading
@@ -15,9 +16,13 @@ from tvlens.lens.lens import Lens
 from tvlens.lens.sites import Site
 from tvlens.models.batch import Batch
 from tvlens.runs.facts import integer_of, integers_of, text_of, wrong
+from tvlens.runs.labelled import labelled
 from tvlens.runs.storage import Kept
 from tvlens.tasks.base import HasDonors, PromptSet
 from tvlens.tasks.text.prompts import Prompts, Template
+
+if TYPE_CHECKING:
+    import xarray
 
 Where = Literal["query", "answers", "all"]
 """Where head outputs are looked at: at the query position, at the tokens of the answer, or at all
@@ -25,7 +30,7 @@ positions of the prompt."""
 
 
 @dataclass(frozen=True)
-class HeadMeans(Kept):
+class HeadMeans(Kept, Displayed):
     """Mean of every head's `hook_z` over prompts, and the mean contribution.
 
     Attributes:
@@ -88,6 +93,19 @@ class HeadMeans(Kept):
                 f"{template}; give the layout to the task (task.with_template(...)) before any "
                 "prompts are made, so that all are of one"
             )
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """`z` and `outputs` with names on their axes; needs xarray.
+
+        Their axes are (layer, head, d_head) and (layer, head, d_model).
+
+        Raises:
+            ImportError: xarray is not installed.
+        """
+        z = labelled(self.z, ("layer", "head", "d_head"), "z")
+        outputs = labelled(self.outputs, ("layer", "head", "d_model"), "outputs")
+        facts = {"model": self.model, "at": self.at, "n": self.count, "offered": self.offered}
+        return z.to_dataset().assign(outputs=outputs).assign_attrs(facts)
 
     @property
     def has_heads(self) -> tuple[int, ...]:

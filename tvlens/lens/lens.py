@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tvlens.display import Displayed
 from tvlens.errors import ModelError, UnknownNameError
 from tvlens.lens.edits import Edit
 from tvlens.lens.engine import Engine, Reading
@@ -19,7 +20,7 @@ from tvlens.tasks.base import PromptSet
 
 
 @dataclass(frozen=True)
-class Lens:
+class Lens(Displayed):
     """A frozen model seen through its attention heads. Made by `tvlens.load`.
 
     Attributes:

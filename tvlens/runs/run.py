@@ -19,13 +19,12 @@ from collections.abc import Callable, Mapping
 from os.path import exists
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
 from matplotlib import pyplot, rc_context
 from matplotlib.figure import Figure
 from pandas import DataFrame
-from torch import Tensor
 
 from tvlens.errors import NumericalError, RunError, TvlensError
 from tvlens.runs.manifest import (
@@ -38,6 +37,7 @@ from tvlens.runs.manifest import (
     require_manifest,
     resume,
 )
+from tvlens.runs.steps import JSON, Outputs
 from tvlens.runs.storage import (
     OWN,
     K,
@@ -49,9 +49,6 @@ from tvlens.runs.storage import (
     restored,
     write,
 )
-
-JSON: TypeAlias = dict[str, Any] | list[Any] | tuple[Any, ...] | str | int | float | bool | None
-"""A value that JSON can hold; no NaN. Tuples come back as lists."""
 
 _INDEX = f"{OWN}step.json"
 
@@ -166,11 +163,11 @@ class Run:
             self.manifest["filters"].append(text)
             self._write_manifest()
 
-    def step(
-        self,
-        name: str,
-        compute: Callable[[], Mapping[str, DataFrame | Mapping[str, Tensor] | JSON]],
-    ) -> dict[str, Any]:
+    def checkpoint(self, name: str) -> Path:
+        """The file from which a training named so goes on when the run resumes."""
+        return self._path("checkpoints", f"{name}.safetensors")
+
+    def step(self, name: str, compute: Callable[[], Outputs]) -> dict[str, Any]:
         """Returns the outputs of a named step: computed and saved once, read when the run resumes.
 
         What comes back was always read from the saved files (tables with a fresh index, tensors on

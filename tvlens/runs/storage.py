@@ -229,6 +229,19 @@ def encode(what: str, value: Any, metadata: Mapping[str, str]) -> tuple[str, byt
     return ".json", encode_json(what, value)
 
 
+def decode(suffix: str, content: bytes) -> Any:
+    """What `encode` made such content of; tensors are on the CPU."""
+    if suffix == ".json":
+        return json.loads(content)
+    if suffix == ".parquet":
+        import pandas as pd
+
+        return pd.read_parquet(io.BytesIO(content))
+    import safetensors.torch
+
+    return safetensors.torch.load(content)
+
+
 def encode_json(what: str, value: Any) -> bytes:
     """JSON text of `value`.
 
@@ -265,15 +278,7 @@ def read(path: Path, digest: str | None, remedy: str) -> Any:
         content = path.read_bytes()
         if digest is not None and hashlib.sha256(content).hexdigest() != digest:
             raise ValueError("it does not hold what was saved")
-        if path.suffix == ".json":
-            return json.loads(content)
-        if path.suffix == ".parquet":
-            import pandas as pd
-
-            return pd.read_parquet(io.BytesIO(content))
-        import safetensors.torch
-
-        return safetensors.torch.load(content)
+        return decode(path.suffix, content)
     except Exception as error:
         raise RunError(
             f"'{path}' is damaged: {first_line(error)}; {remedy} and run the same command again"

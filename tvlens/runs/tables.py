@@ -13,7 +13,7 @@ _NAMES = ("task", "functions")
 """Columns of names that users give: one may be called NA."""
 
 
-def read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Path | str) -> pd.DataFrame:
     """A CSV table as it was written: an empty cell is no value, a task called NA a task.
 
     Raises:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tvlens.display import Displayed
 from tvlens.errors import ModelError, NumericalError, ShapeError
 from tvlens.lens.engine import Reading
 from tvlens.lens.heads import contributions
@@ -34,7 +35,7 @@ _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4}
 
 # Axes with an underscore are compared below, in words.
 @dataclass(frozen=True, eq=False)
-class DirectAttribution(Kept):
+class DirectAttribution(Kept, Displayed):
     """What every part writes for the answer, at the query position of each prompt.
 
     Attributes:

@@ -10,9 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tvlens.display import Displayed
 from tvlens.errors import NumericalError, ShapeError, UnknownNameError
 from tvlens.lens.sites import PER_HEAD, PER_KEY_VALUE_HEAD, SiteKind, site_kind
 from tvlens.runs.facts import text_of
+from tvlens.runs.labelled import labelled
 from tvlens.runs.storage import Kept
 from tvlens.scores.score import Scores
 from tvlens.stats import bootstrap_mean_axis
@@ -30,7 +32,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True, eq=False)
-class PatchEffects(Kept):
+class PatchEffects(Kept, Displayed):
     """Effects of putting activations of source prompts into target prompts.
 
     Attributes:
@@ -266,14 +268,12 @@ class PatchEffects(Kept):
         Raises:
             ImportError: xarray is not installed.
         """
-        import xarray
-
-        return xarray.DataArray(
-            self.values.numpy(),
-            dims=("prompt", "layer", "head", "place"),
+        return labelled(
+            self.values,
+            ("prompt", "layer", "head", "place"),
+            self.metric,
             coords={"place": list(self.places)},
-            name=self.metric,
-            attrs={"site": self.site, "task": self.task, "unit": self.unit, "method": self.method},
+            facts={"site": self.site, "task": self.task, "unit": self.unit, "method": self.method},
         )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tvlens.display import Displayed
 from tvlens.errors import ShapeError, UnknownNameError
 from tvlens.lens.fitting import Posed, Schedule, fit_edit
 from tvlens.lens.lens import Lens
@@ -29,7 +30,7 @@ _PHASES = 3
 
 
 @dataclass(frozen=True)
-class HeadGates(Kept):
+class HeadGates(Kept, Displayed):
     """Trained gates of every head, and what they say of it.
 
     Attributes:

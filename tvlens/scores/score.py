@@ -9,7 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -17,11 +18,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tvlens.display import Displayed
 from tvlens.errors import ShapeError, UnknownNameError
 from tvlens.runs.facts import text_of
-from tvlens.runs.storage import Kept
+from tvlens.runs.labelled import labelled
+from tvlens.runs.storage import Kept, write
+from tvlens.runs.tables import read_table
 from tvlens.scores.ranking import Head, top_heads
 from tvlens.stats import bootstrap_mean_axis
+
+if TYPE_CHECKING:
+    import xarray
 
 HEAD_KEYS = ["task", "layer", "head"]
 
@@ -33,7 +40,7 @@ S = TypeVar("S", bound="Scores")
 
 
 @dataclass(frozen=True, eq=False)
-class Scores(Kept):
+class Scores(Kept, Displayed):
     """A signed score of every head; any two of one model can be compared.
 
     Attributes:
@@ -167,6 +174,60 @@ class Scores(Kept):
             str(task): Scores(_grid(rows, name, str(task), layers), name, unit, str(task), model)
             for task, rows in table.groupby("task", sort=False)
         }
+
+    def to_csv(self, path: Path | str, *, seed: int = 0) -> None:
+        """Write the table of `to_frame` as CSV, whole or not at all; `from_csv` reads it.
+
+        So does `tvlens compare NAME@PATH OTHER@FILE`.
+
+        Args:
+            path: the file.
+            seed: seed of the bootstrap.
+
+        Raises:
+            RunError: the file cannot be written.
+        """
+        text = self.to_frame(seed=seed).to_csv(index=False, lineterminator="\n")
+        write(Path(path), text.encode())
+
+    @classmethod
+    def from_csv(
+        cls, path: Path | str, name: str, *, unit: str = "", model: str = ""
+    ) -> dict[str, "Scores"]:
+        """The scores of one column of a CSV of heads, by task: `from_frame` of a file.
+
+        Layers that have no rows are layers without heads.
+
+        Args:
+            path: a file with the columns task, layer, head and `name`, such as `RUN/heads.csv`.
+            name: the column.
+            unit: what it is measured in.
+            model: name of the model.
+
+        Raises:
+            RunError: the file cannot be read.
+            UnknownNameError: a column is missing, or holds no numbers.
+            ShapeError: a head has several rows or none, or layers and heads do not count from 0.
+        """
+        table = read_table(path)
+        try:
+            # Maps of different layers are not compared with each other later on.
+            return cls.from_frame(table, name, unit=unit, model=model, layers=layers_in(table))
+        except (UnknownNameError, ShapeError) as error:
+            raise type(error)(f"{path}: {error}") from error
+
+    def to_xarray(self) -> "xarray.DataArray":
+        """The scores with names on their axes: of single prompts where there are any; needs xarray.
+
+        The axes are (prompt, layer, head), or (layer, head) for scores without prompts.
+
+        Raises:
+            ImportError: xarray is not installed.
+        """
+        facts = {"unit": self.unit, "task": self.task, "model": self.model}
+        if self.values is None:
+            return labelled(self.scores, ("layer", "head"), self.name, facts=facts)
+        return labelled(self.values, ("prompt", "layer", "head"), self.name, facts=facts)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Scores, values and baseline; name, unit, task and model."""

@@ -1,16 +1,16 @@
 """Example prompts of a task, and what some heads do on them: for pages that people read."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from tvlens.errors import ModelError, NumericalError
 from tvlens.figures.report.contents import Example, Head
+from tvlens.lens.attention import attention_of
 from tvlens.lens.lens import Lens
-from tvlens.lens.patterns import patterns
 from tvlens.scores.direct import direct_effects
 from tvlens.tasks.base import PromptSource
 
@@ -44,21 +44,9 @@ def examples_of(
     prompts: Any = source.prompts(
         "test", shots=min(shots, SHOTS) if text else shots, n=PROMPTS, seed=seed
     )
-    batch = lens.encode(prompts)
     chosen = [head for head in heads if head[0] in lens.backend.attention_layers][:MOST_HEADS]
-    columns = [
-        torch.arange(int(mask.int().argmax()), int(query) + 1)
-        for mask, query in zip(batch.mask.cpu(), batch.query.cpu(), strict=True)
-    ]
-    seen: list[dict[Head, Any]] = [{} for _ in columns]
-    for rows, layer, weights in patterns(lens, batch):
-        numbers = range(len(columns))[rows]
-        for (at, head), (i, own) in _pairs(chosen, enumerate(weights)):
-            if at == layer:
-                there = columns[numbers[i]]
-                pattern = own[:, head].float().cpu()[there][:, there]
-                seen[numbers[i]][layer, head] = _in_255ths(pattern)
-    added: list[dict[Head, float]] = [{} for _ in columns]
+    seen = attention_of(lens, prompts, chosen)
+    added: list[dict[Head, float]] = [{} for _ in seen]
     # Of some models what parts add cannot be told; their patterns can be shown without.
     with suppress(ModelError, NumericalError):
         parts = direct_effects(lens, prompts).heads
@@ -66,25 +54,16 @@ def examples_of(
             {(layer, head): float(row[layer, head]) for layer, head in chosen} for row in parts
         ]
     return tuple(
-        Example(_tokens(lens, prompts, batch, i, columns[i]), answer, seen[i], added[i], unit)
-        for i, (answer, unit) in enumerate(_answers(lens, prompts))
+        Example(each.tokens, answer, _in_255ths(each.patterns), own, unit)
+        for each, own, (answer, unit) in zip(seen, added, _answers(lens, prompts), strict=True)
     )
 
 
-def _pairs(chosen: list[Head], rows: Iterable[tuple[int, Any]]) -> Any:
-    return [(head, row) for row in rows for head in chosen]
-
-
-def _in_255ths(pattern: torch.Tensor) -> Any:
-    return (pattern.clamp(0, 1) * 255).round().to(torch.uint8).numpy().astype(np.uint8)
-
-
-def _tokens(lens: Lens, prompts: Any, batch: Any, i: int, columns: torch.Tensor) -> tuple[str, ...]:
-    if lens.readout.has_text:
-        found = batch.inputs[i, columns.to(batch.inputs.device)].tolist()
-        return tuple(lens.backend.tokenizer.decode([token]) for token in found)
-    roles = lens.backend.roles(prompts, prefix=lens.prefix)[i]
-    return tuple(roles[: len(columns)])
+def _in_255ths(patterns: Mapping[Head, Tensor]) -> dict[Head, Any]:
+    return {
+        head: (pattern.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+        for head, pattern in patterns.items()
+    }
 
 
 def _answers(lens: Lens, prompts: Any) -> list[tuple[str, str]]:

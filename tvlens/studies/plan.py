@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from tvlens.lens.heads import HeadMeans
 from tvlens.lens.lens import Lens
-from tvlens.runs.run import Run
+from tvlens.runs.steps import Steps
 from tvlens.tasks.base import PromptKind, PromptSet, PromptSource
 from tvlens.vectors.catalogue import STANDARD, Modality
 from tvlens.vectors.ltv.settings import FitSettings
@@ -131,7 +131,7 @@ class Plan(Protocol):
         """So many clean test prompts, on which heads are ablated; as many as usual if None."""
         ...
 
-    def evaluate(self, run: Run, methods: Mapping[str, ByKind]) -> pd.DataFrame:
+    def evaluate(self, run: Steps, methods: Mapping[str, ByKind]) -> pd.DataFrame:
         """Every method on test prompts: the rows of `results.csv`, kept as steps of the run."""
         ...
 

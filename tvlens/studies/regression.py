@@ -24,7 +24,7 @@ from tvlens.evaluation.curves import (
 from tvlens.evaluation.methods import BARE, Draws
 from tvlens.lens.heads import HeadMeans
 from tvlens.lens.lens import Lens
-from tvlens.runs.run import Run
+from tvlens.runs.steps import Steps
 from tvlens.studies import summary
 from tvlens.studies.plan import Plan, StudySettings, View
 from tvlens.tasks.base import KINDS, PromptKind, PromptSet
@@ -172,7 +172,7 @@ class RegressionPlan:
         points = (self.trained, *(p for p in self.lengths if p > self.trained))
         return self.task.curves("test", points=points, n=n, seed=self.settings.seed)
 
-    def evaluate(self, run: Run, methods: Mapping[str, ByKind]) -> pd.DataFrame:
+    def evaluate(self, run: Steps, methods: Mapping[str, ByKind]) -> pd.DataFrame:
         """Errors of everything on test prompts of every kind and shift."""
         frames = []
         for shift in self.settings.shifts:

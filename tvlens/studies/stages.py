@@ -7,7 +7,7 @@ from functools import cache
 from tvlens.console import progress_bar
 from tvlens.lens.heads import HeadMeans, mean_head_outputs
 from tvlens.lens.lens import Lens
-from tvlens.runs.run import Run
+from tvlens.runs.steps import Steps
 from tvlens.scores.mediation import IndirectEffects, indirect_effects
 from tvlens.studies.plan import Plan, View
 from tvlens.tasks.base import PromptKind, PromptSource
@@ -22,7 +22,7 @@ Trained = dict[tuple[str, Whose, int], LearnableTaskVector]
 """Trained vectors by name of the training, whose head outputs they weigh, and seed."""
 
 
-def head_means(plan: Plan, run: Run) -> HeadMeans:
+def head_means(plan: Plan, run: Steps) -> HeadMeans:
     """Mean head outputs over the plan's clean prompts."""
 
     def compute() -> HeadMeans:
@@ -36,7 +36,7 @@ def head_means(plan: Plan, run: Run) -> HeadMeans:
     return means
 
 
-def mediate(plan: Plan, run: Run, means: HeadMeans, view: View) -> IndirectEffects:
+def mediate(plan: Plan, run: Steps, means: HeadMeans, view: View) -> IndirectEffects:
     """Indirect effects of all heads on the prompts of this view."""
 
     def compute() -> IndirectEffects:
@@ -48,7 +48,7 @@ def mediate(plan: Plan, run: Run, means: HeadMeans, view: View) -> IndirectEffec
     return run.kept(f"{plan.task.name}/mediation-{view}", IndirectEffects, compute)
 
 
-def train(plan: Plan, run: Run, means: HeadMeans) -> Trained:
+def train(plan: Plan, run: Steps, means: HeadMeans) -> Trained:
     """Every Learnable Task Vector of the plan; those of the same prompts share one reading."""
     settings = plan.settings
     wanted = [whose for whose in WHOSE if any(view.whose == whose for view in plan.views)]
@@ -79,7 +79,7 @@ def reader(
 def train_one(
     lens: Lens,
     task: PromptSource,
-    run: Run,
+    run: Steps,
     means: HeadMeans,
     settings: FitSettings,
     seed: int,
@@ -98,7 +98,7 @@ def train_one(
         name: what tells the vector from others of the same task and seed.
         read: gives the prompts to train on, where several trainings share them.
     """
-    checkpoint = run.folder / "checkpoints" / f"{task.name}-{name}-{seed}.safetensors"
+    checkpoint = run.checkpoint(f"{task.name}-{name}-{seed}")
 
     def compute() -> LearnableTaskVector:
         title = f"{task.name}: {name.replace('ltv', 'LTV')}, seed {seed}"
@@ -115,7 +115,8 @@ def train_one(
             )
 
     ltv = run.kept(f"{task.name}/{name}-{seed}", LearnableTaskVector, compute)
-    checkpoint.unlink(missing_ok=True)
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
     return ltv
 
 

@@ -12,8 +12,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from tvlens.console import progress_bar
+from tvlens.display import Displayed
 from tvlens.lens.heads import HeadMeans
 from tvlens.runs.run import Run
+from tvlens.runs.steps import Steps
 from tvlens.runs.tables import write_texts
 from tvlens.scores.catalogue import STUDIED
 from tvlens.scores.mediation import IndirectEffects
@@ -29,7 +31,7 @@ STAGES = 5
 
 
 @dataclass(frozen=True)
-class Study:
+class Study(Displayed):
     """What a study found on one task: tidy tables and the vectors behind them.
 
     Attributes:
@@ -88,12 +90,14 @@ def study_all(
     return found
 
 
-def study_task(plan: Plan, run: Run, *, progress: Callable[[int], None] = lambda _: None) -> Study:
+def study_task(
+    plan: Plan, run: Steps, *, progress: Callable[[int], None] = lambda _: None
+) -> Study:
     """The study of one task, its stages kept as steps of `run`.
 
     Args:
         plan: what is studied.
-        run: where steps are kept.
+        run: where steps are kept: a run folder, or `Memory`.
         progress: called with 1 after each of the `STAGES` that take time.
     """
     s = plan.settings
@@ -133,7 +137,7 @@ def name_in_tables(plan: Plan, view: View) -> str:
 
 def _materials(
     plan: Plan,
-    run: Run,
+    run: Steps,
     means: HeadMeans,
     effects: Mapping[View, IndirectEffects],
     ltvs: stages.Trained,

@@ -12,7 +12,7 @@ from tvlens.console import progress_bar
 from tvlens.evaluation.methods import evaluate
 from tvlens.lens.heads import HeadMeans
 from tvlens.lens.lens import Lens
-from tvlens.runs.run import Run
+from tvlens.runs.steps import Steps
 from tvlens.scores.mediation import mediation_prompts
 from tvlens.studies import summary
 from tvlens.studies.plan import Plan, StudySettings, View
@@ -108,7 +108,7 @@ class TextPlan:
         s = self.settings
         return self.task.prompts("test", shots=s.shots, n=n, seed=s.seed)
 
-    def evaluate(self, run: Run, methods: Mapping[str, ByKind]) -> pd.DataFrame:
+    def evaluate(self, run: Steps, methods: Mapping[str, ByKind]) -> pd.DataFrame:
         """Accuracy, cross-entropy and exact match on every kind of test prompts."""
         s = self.settings
 

@@ -4,6 +4,10 @@ from .catalogue import Method as Method
 from .catalogue import load_vector as load_vector
 from .controls import permuted_controls as permuted_controls
 from .controls import random_controls as random_controls
+from .exchange import load_gguf as load_gguf
+from .exchange import of_layers as of_layers
+from .exchange import save_gguf as save_gguf
+from .exchange import to_layers as to_layers
 from .free import free_vectors as free_vectors
 from .fv import FunctionVectorChoice as FunctionVectorChoice
 from .fv import choose_function_vectors as choose_function_vectors

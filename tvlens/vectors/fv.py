@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from tvlens.console import progress_bar
+from tvlens.display import Displayed
 from tvlens.errors import ShapeError
 from tvlens.lens.heads import HeadMeans
 from tvlens.lens.lens import Lens
@@ -118,7 +119,7 @@ def published_mixture(means: HeadMeans, effects: IndirectEffects) -> HeadMixture
 
 
 @dataclass(frozen=True)
-class FunctionVectorChoice:
+class FunctionVectorChoice(Displayed):
     """Function vectors chosen on the validation split, per prompt kind.
 
     Attributes:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from tvlens.lens.heads import HeadMeans
 from tvlens.lens.lens import Lens
-from tvlens.runs.run import Run
+from tvlens.runs.steps import Steps
 from tvlens.scores.mediation import IndirectEffects
 from tvlens.tasks.base import KINDS, PromptKind, PromptSet, PromptSource
 from tvlens.vectors.ltv.ltv import LearnableTaskVector
@@ -46,7 +46,7 @@ class Materials:
 
     lens: Lens
     task: PromptSource
-    run: Run
+    run: Steps
     means: HeadMeans
     whose: Whose
     effects: IndirectEffects

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tvlens.display import Displayed
 from tvlens.errors import NumericalError, ShapeError
 from tvlens.lens.edits import ActsAt, AddHeads, AddToResidual, QueryEdit, require_positions
 from tvlens.lens.heads import HeadMeans, donor_outputs
@@ -22,7 +23,7 @@ from tvlens.runs.storage import Kept
 from tvlens.tasks.base import HasPlaces, PromptSet
 
 
-class Vector(Kept):
+class Vector(Kept, Displayed):
     """What a method adds: the same for every prompt, or made for each of them.
 
     Attributes:

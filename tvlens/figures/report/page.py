@@ -4,18 +4,17 @@ A new section is a function from `Contents` to blocks, and one line in `SECTIONS
 """
 
 import base64
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import circuitsvis
 import numpy as np
 from bokeh.document import Document
 from bokeh.resources import Resources
 
+from tvlens.figures.circuits import as_json, inline, program
 from tvlens.figures.report import markup, ranks
 from tvlens.figures.report.ablation import ablation
 from tvlens.figures.report.contents import Block, Contents, Example, Picture
@@ -83,8 +82,8 @@ def report_page(contents: Contents) -> str:
                 strict=True,
             )
         ),
-        "examples": _json(_examples(contents.examples)),
-        "told": _json(_told(contents)),
+        "examples": as_json(_examples(contents.examples)),
+        "told": as_json(_told(contents)),
     }
     return _HTML.format(
         title=escape(_title(contents)),
@@ -96,7 +95,7 @@ def report_page(contents: Contents) -> str:
             f'<script type="application/json" id="{name}">{text}</script>'
             for name, text in held.items()
         ),
-        scripts="\n".join(f"<script>{_inline(script)}</script>" for script in _scripts(contents)),
+        scripts="\n".join(f"<script>{inline(script)}</script>" for script in _scripts(contents)),
     )
 
 
@@ -120,19 +119,7 @@ def _renumbered(*values: Any) -> list[str]:
     def renumber(found: re.Match[str]) -> str:
         return numbers.setdefault(found[0], f'"p{len(numbers) + 1001}"')
 
-    return [_MODEL.sub(renumber, _json(value)) for value in values]
-
-
-def _json(value: Any) -> str:
-    """JSON that may stand in a script: none of it can end it."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_plain)
-    return text.replace("<", "\\u003c")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"{type(value).__name__} is no JSON")
+    return [_MODEL.sub(renumber, as_json(value)) for value in values]
 
 
 def _examples(examples: Mapping[str, Sequence[Example]]) -> dict[str, Any]:
@@ -177,15 +164,8 @@ def _scripts(contents: Contents) -> list[str]:
     """The programs of the page: bokeh, CircuitsVis where it has something to show, its own."""
     found = Resources(mode="inline", log_level="warn", components=["bokeh"]).js_raw
     if any(contents.examples.values()):
-        folder = Path(circuitsvis.__file__).parent
-        found = [*found, (folder / "dist" / "cdn" / "iife.js").read_text(encoding="utf-8")]
+        found = [*found, program()]
     return [*found, (_HERE / "page.js").read_text(encoding="utf-8")]
-
-
-def _inline(script: str) -> str:
-    """A program that may stand in a page: no text in it ends it, and it looks for no other file."""
-    script = re.sub(r"//# sourceMappingURL=\S+\s*$", "", script)
-    return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
 _HTML = """<!DOCTYPE html>

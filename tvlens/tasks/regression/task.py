@@ -7,6 +7,7 @@ from typing import Any, get_args
 import torch
 from torch import Generator
 
+from tvlens.display import Displayed
 from tvlens.errors import TaskError, UnknownNameError
 from tvlens.tasks.base import PromptKind, Split
 from tvlens.tasks.regression.functions import FunctionClass, function_class
@@ -18,7 +19,7 @@ _PROMPTS = {"train": 1024, "validation": 256, "test": 256}
 
 
 @dataclass(frozen=True)
-class FunctionTask:
+class FunctionTask(Displayed):
     """A function class as a task: every prompt has a function of its own.
 
     Attributes:

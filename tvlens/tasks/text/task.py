@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
 
+from tvlens.display import Displayed
 from tvlens.errors import TaskError
 from tvlens.tasks.base import PromptKind, Split
 from tvlens.tasks.streams import digest, stream
@@ -18,7 +19,7 @@ _DEFAULT_TEMPLATE = Template()
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(Displayed):
     """A relation given by pairs, each input once.
 
     Attributes:
