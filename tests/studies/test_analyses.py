@@ -1,11 +1,12 @@
 """Every analysis runs on a tiny model from any folder, writes what it says, and resumes."""
 
+import importlib
+import os
 import re
 import runpy
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ import torch
 
 from helpers import tiny_regression, trained
 
-ANALYSES = Path(__file__).parents[2] / "analyses"
+ROOT = Path(__file__).parents[2]
 SHOTS = str(trained.SHOTS)
 
 
@@ -29,22 +30,24 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture
-def functions(monkeypatch):
-    """Gives the names that a script defines."""
-    monkeypatch.syspath_prepend(str(ANALYSES))
-    return lambda script: SimpleNamespace(**runpy.run_path(str(ANALYSES / script)))
+def analysis(monkeypatch):
+    """Gives the module of an analysis."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    return lambda name: importlib.import_module(f"analyses.{name}")
 
 
 @pytest.fixture
 def again(monkeypatch, capsys):
-    """Calls a script in this process, which is quicker; what it prints."""
+    """Calls an analysis in this process, which is quicker; what it prints."""
 
-    def call(script, folder, *options):
-        monkeypatch.syspath_prepend(str(ANALYSES))
+    def call(name, folder, *options):
+        monkeypatch.syspath_prepend(str(ROOT))
         monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "argv", [script, *options])
+        monkeypatch.setattr(sys, "argv", [name, *map(str, options)])
+        # What runs as a command is not the module that a test may have imported.
+        monkeypatch.delitem(sys.modules, f"analyses.{name}", raising=False)
         try:
-            runpy.run_path(str(ANALYSES / script), run_name="__main__")
+            runpy.run_module(f"analyses.{name}", run_name="__main__")
         except SystemExit as end:
             if end.code:
                 raise
@@ -53,10 +56,11 @@ def again(monkeypatch, capsys):
     return call
 
 
-def run(script, folder, *options):
-    """Calls a script from another folder; what it prints."""
-    command = [sys.executable, ANALYSES / script, *options]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+def run(name, folder, *options):
+    """Calls an analysis from another folder; what it prints."""
+    command = [sys.executable, "-m", f"analyses.{name}", *options]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -70,7 +74,7 @@ def test_text_study_writes_both_summaries_and_resumes(model, data, tmp_path, aga
     options = ["--model", model, "--data", str(data), "--tasks", ",".join(trained.TASKS)]
     options += ["--shots", SHOTS, "--steps", "4", "--ltv-seeds", "2", "--n-test", "6"]
     options += ["--out", "found"]
-    said = run("text_study.py", tmp_path, *options)
+    said = run("text_study", tmp_path, *options)
     found = tmp_path / "found"
     for name in ("summary", "headset_summary"):
         assert (found / f"{name}.md").read_text() in said
@@ -89,7 +93,7 @@ def test_text_study_writes_both_summaries_and_resumes(model, data, tmp_path, aga
 
     before = steps(found)
     assert before
-    assert again("text_study.py", tmp_path, *options) == said
+    assert again("text_study", tmp_path, *options) == said
     assert steps(found) == before
 
 
@@ -97,7 +101,7 @@ def test_weight_travel_shows_that_the_paper_weights_stay(model, data, tmp_path, 
     task = next(iter(trained.TASKS))
     options = ["--model", model, "--task", str(data / f"{task}.json"), "--shots", SHOTS]
     options += ["--steps", "20", "--seeds", "2", "--out", "found"]
-    said = run("weight_travel.py", tmp_path, *options)
+    said = run("weight_travel", tmp_path, *options)
     found = tmp_path / "found"
     assert (found / "summary.md").read_text() in said
     assert (found / "summary.tex").exists()
@@ -121,14 +125,14 @@ def test_weight_travel_shows_that_the_paper_weights_stay(model, data, tmp_path, 
     assert (travel.groupby(["preset", "seed"])["step"].max() == 20).all()
 
     before = steps(found)
-    assert again("weight_travel.py", tmp_path, *options) == said
+    assert again("weight_travel", tmp_path, *options) == said
     assert steps(found) == before
 
 
 def test_a_mistake_ends_in_one_line(tmp_path, again):
     message = "error: unknown task 'present-pats': did you mean 'present-past'"
     with pytest.raises(SystemExit, match=re.escape(message)) as end:
-        again("weight_travel.py", tmp_path, "--task", "present-pats")
+        again("weight_travel", tmp_path, "--task", "present-pats")
     assert "\n" not in end.value.code
     assert not list(tmp_path.iterdir())
 
@@ -146,7 +150,7 @@ SMALL = ["--steps", "3", "--n-test", "8"]
 
 def test_regression_study_writes_summary_and_claims(regression, again):
     words = ["--functions", "tiny.safetensors", "--out", "run", "--shifts", "none", *SMALL]
-    said = again("regression_study.py", regression, *words, "--ltv-seeds", "1")
+    said = again("regression_study", regression, *words, "--ltv-seeds", "1")
     results = pd.read_csv(regression / "run" / "results.csv")
     summary = pd.read_csv(regression / "run" / "summary.csv").set_index("method")
     rows = results[
@@ -166,7 +170,7 @@ def test_whole_answers_compares_what_is_trained_on_them(model, data, tmp_path, a
     options = ["--model", model, "--data", str(data), "--tasks", ",".join(trained.TASKS)]
     options += ["--shots", SHOTS, "--steps", "4", "--n-test", "6", "--n-means", "10"]
     options += ["--n-effects", "4", "--out", "found"]
-    said = again("whole_answers.py", tmp_path, *options)
+    said = again("whole_answers", tmp_path, *options)
     found = tmp_path / "found"
     for name in ("whole-answers", "gaps"):
         assert (found / f"{name}.md").read_text() in said
@@ -198,12 +202,12 @@ def test_whole_answers_compares_what_is_trained_on_them(model, data, tmp_path, a
     assert np.allclose(gaps["gap"], gap)
 
     before = steps(found)
-    assert again("whole_answers.py", tmp_path, *options) == said
+    assert again("whole_answers", tmp_path, *options) == said
     assert steps(found) == before
 
 
-def test_claims_follow_from_the_gains(functions):
-    script = functions("regression_study.py")
+def test_claims_follow_from_the_gains(analysis):
+    script = analysis("regression_study")
     gains = {"bare": None, "fv_layer_class": 1.1, "ltv_class": 2.0, "ltv_prompt": 0.5}
     gains |= {"ltv_lengths_class": 1.5, "ltv_lengths_prompt": 1.05, "random_class": 0.9}
     rows = [
@@ -234,7 +238,7 @@ def test_claims_follow_from_the_gains(functions):
 
 def test_error_ratio_measures_both_kinds_of_rows(regression, again):
     words = ["tiny.safetensors", "--out", "ratio", *SMALL]
-    again("error_ratio.py", regression, *words)
+    again("error_ratio", regression, *words)
     table = pd.read_csv(regression / "ratio" / "summary.csv")
     assert list(table["points"]) == [6, 9, 12, 15] * 2
     assert list(table["rows"]) == ["untrained"] * 4 + ["re-used"] * 4
@@ -249,7 +253,7 @@ def test_ablation_of_both_modalities(regression, model, data, again):
     names = ",".join(trained.TASKS)
     words = ["--preset", "smoke", "--data", str(data), "--tasks", names, "--model", model]
     words += ["--shots", SHOTS, "--functions", "tiny.safetensors", "--out", "ablation"]
-    said = again("ablation.py", regression, *words)
+    said = again("ablation", regression, *words)
     both = regression / "ablation" / "both"
     assert (both / "summary.md").read_text() in said
     table = pd.read_csv(both / "ablation.csv")
@@ -278,18 +282,18 @@ def test_ablation_of_both_modalities(regression, model, data, again):
     assert {"seven-on aie", "tiny aie"} <= {*depths["first"], *depths["second"]}
     assert set(pd.read_csv(both / "task_agreement.csv")["first"]) == set(trained.TASKS)
     before = steps(regression / "ablation" / "text")
-    assert again("ablation.py", regression, *words) == said
+    assert again("ablation", regression, *words) == said
     assert steps(regression / "ablation" / "text") == before
 
 
 def test_both_modalities_are_put_side_by_side(regression, model, data, again, tmp_path):
     names = ",".join(trained.TASKS)
     text = ["--data", data, "--tasks", names, "--model", model, "--shots", SHOTS, "--steps", "3"]
-    run("text_study.py", tmp_path, *map(str, text), "--out", "text", "--ltv-seeds", "2")
+    run("text_study", tmp_path, *map(str, text), "--out", "text", "--ltv-seeds", "2")
     words = ["--functions", "tiny.safetensors", "--shifts", "none", *SMALL, "--ltv-seeds", "2"]
-    again("regression_study.py", regression, *words, "--out", tmp_path / "regression")
+    again("regression_study", regression, *words, "--out", tmp_path / "regression")
     said = again(
-        "modalities.py", tmp_path, "--text", "text", "--regression", "regression", "--out", "both"
+        "modalities", tmp_path, "--text", "text", "--regression", "regression", "--out", "both"
     )
     table = pd.read_csv(tmp_path / "both" / "modalities.csv")
     assert list(table["modality"]) == ["text"] * 2 + ["regression"] * 4
@@ -302,16 +306,19 @@ def test_both_modalities_are_put_side_by_side(regression, model, data, again, tm
     assert "Head sets of an eighth" in said
 
 
-def test_modalities_needs_both_runs(functions, tmp_path):
+def test_modalities_needs_both_runs(analysis, tmp_path):
     from tvlens.errors import RunError
 
-    script = functions("modalities.py")
-    with pytest.raises(RunError, match="csv is not there; run `tvlens study text`"):
+    script = analysis("modalities")
+    with pytest.raises(
+        RunError,
+        match=r"a.results\.csv is not there; run `python -m analyses\.text_study --preset small`",
+    ):
         script.main(text=tmp_path / "a", regression=tmp_path / "b", out=tmp_path / "c")
 
 
-def test_effective_share_and_depth_by_hand(functions):
-    script = functions("modalities.py")
+def test_effective_share_and_depth_by_hand(analysis):
+    script = analysis("modalities")
     scores = torch.tensor([[1.0, 1.0], [0.0, -3.0], [2.0, 0.0]])
     # (1 + 1 + 2)² / (1 + 1 + 4) = 8 / 3 of six heads; half of the mass in the last of three layers.
     assert script.effective_share(scores) == pytest.approx(8 / 3 / 6)
@@ -322,7 +329,7 @@ def test_rivals_stand_in_tables_and_their_vectors_carry_over(model, data, tmp_pa
     first = next(iter(trained.TASKS))
     options = ["--preset", "smoke", "--model", model, "--data", str(data), "--shots", SHOTS]
     options += ["--tasks", first, "--functions", "linear", "--out", "rivals"]
-    said = again("rivals.py", tmp_path, *options)
+    said = again("rivals", tmp_path, *options)
     found = tmp_path / "rivals"
     table = pd.read_csv(found / "text.csv")
     assert {"LTV", "head mixing", "in-context vector", "Hendel's task vector"} <= {*table["method"]}
@@ -342,15 +349,15 @@ def test_rivals_stand_in_tables_and_their_vectors_carry_over(model, data, tmp_pa
     for name in ("rivals-accuracy", "rivals-d_ntp", f"states-{first}", "heads-needed"):
         assert (found / "text" / "figures" / f"{name}.pdf").stat().st_size > 1000
     before = steps(found / "text"), steps(found / "regression")
-    assert again("rivals.py", tmp_path, *options) == said
+    assert again("rivals", tmp_path, *options) == said
     assert (steps(found / "text"), steps(found / "regression")) == before
 
     options = ["--study", str(found / "text"), "--model", model, "--data", str(data)]
-    again("transfer.py", tmp_path, *options, "--out", "transfer")
+    again("transfer", tmp_path, *options, "--out", "transfer")
     carried = pd.read_csv(tmp_path / "transfer" / "transfer.csv")
     assert {*carried["layout"]} == {"question-answer", "input-output", "arrow", "running text"}
     there = carried.query("layout == 'question-answer' and method == 'ltv'")["value"].item()
     assert there == own["accuracy"]
     message = "rivals holds no vectors of ltv, fv_layer, mixing for zero-shot prompts"
     with pytest.raises(SystemExit, match=message):
-        again("transfer.py", tmp_path, "--study", str(found), "--out", "none")
+        again("transfer", tmp_path, "--study", str(found), "--out", "none")
