@@ -53,7 +53,6 @@ class Size(presets.Size):
     """How much is done.
 
     Attributes:
-        regression: the regression model: a shipped one, or a file.
         n: pairs of prompts of each text task.
         n_points: pairs of prompts of the regression model.
         steps: training steps of LTVs at most, if not the usual.
@@ -61,7 +60,7 @@ class Size(presets.Size):
         n_mediation: prompts of causal mediation.
     """
 
-    regression: str = "linear-small"
+    functions: str = "linear-small"
     n: int = 6
     n_points: int = 64
     steps: int | None = None
@@ -73,7 +72,7 @@ PRESETS: dict[presets.Name, Size] = {
     "smoke": Size(tasks="present-past", n=1, n_points=8, steps=3, n_means=16, n_mediation=3),
     "small": Size(tasks=TASKS),
     "paper": Size(
-        tasks=presets.PAPER_TASKS, regression=next(iter(presets.STANDARD)), n=25, **presets.PAPER
+        tasks=presets.PAPER_TASKS, functions=next(iter(presets.STANDARD)), n=25, **presets.PAPER
     ),
 }
 
@@ -97,11 +96,11 @@ def main(
     steps: options.StepsOption = None,
 ) -> None:
     """Patching by role on text tasks and one regression model, and where the best heads sit."""
-    given = {"tasks": tasks, "model": model, "regression": regression, "n": n}
+    given = {"tasks": tasks, "model": model, "functions": regression, "n": n}
     size = presets.sized(PRESETS, preset, **given, n_points=n_points, steps=steps)
     out = presets.folder(out, preset, "patching")
     chosen = options.read_tasks(size.tasks, data, "error")
-    trained, card = read_regression(size.regression)
+    trained, card = read_regression(size.functions)
     lens = size.lens()
     settings = PatchSettings(("resid_post",), list(ROLES), n=size.n, shots=shots, seed=seed)
     text = TextSettings(
@@ -112,8 +111,8 @@ def main(
         n_means=size.n_means,
         n_mediation=size.n_mediation,
     )
-    points = load(trained, name=size.regression, device=size.device)
-    functions = FunctionTask.of_card(size.regression, card, trained.sizes.n_dims)
+    points = load(trained, name=size.functions, device=size.device)
+    functions = FunctionTask.of_card(size.functions, card, trained.sizes.n_dims)
     config = {"model": lens.name, "regression": points.name, "n_points": size.n_points}
     config |= {"patching": asdict(settings), "scores": asdict(text)}
     digests = {name: task.digest for name, task in chosen.items()}

@@ -129,15 +129,16 @@ shown = rows["value"].map("{:.2f}".format) + rows.apply(
 rows.assign(gain=shown).pivot(index="method", columns="metric", values="gain")
 
 # %% [markdown]
-# - **It can** take off some of what goes wrong in the same way on every prompt. That is what the LTV
-#   of the class learns, and why it pays for it at 12 points, where nothing was wrong.
-# - **It cannot** give back what the last 12 points alone give: the error past training is another
-#   one on every prompt, and a sum of head outputs does not undo it.
-# - A **function vector** has one number to choose, its scale. Where validation is asked, it takes
-#   next to none of it; in the published proportions it does harm.
+# - **It can** take off some of what goes wrong in the same way on every prompt. That is what the
+#   LTV of the class learns: it gains past 12 points, and loses at 12, where nothing was wrong.
+# - **It cannot** give back what showing the last 12 points alone gives: what goes wrong past
+#   training is another error on every prompt, and a sum of head outputs does not undo it, not even
+#   one of the prompt's own heads.
+# - A **function vector** has little to choose, its heads, layer and scale. What validation prefers
+#   hardly does anything; the published proportions, chosen elsewhere, do harm.
 #
-# The other thing that a vector might do is to *carry* a function. Here the prompt is the query alone,
-# and the vector is made of another prompt of the same function:
+# The other thing that a vector might do is to *carry* a function. Here the prompt is the query
+# alone, and the vector is made of another prompt of the same function:
 
 # %% fast={"256": "16", "steps=200": "steps=3"}
 alone = replace(settings, kinds=("zero",), shots=at_train - 1, per_prompt=True, steps=200)
@@ -147,13 +148,15 @@ table = tvlens.evaluate(lens, task, {"LTV of each prompt": carried}, **asked)
 table[["method", "metric", "value", "ci_low", "ci_high", "n"]].round(2)
 
 # %% [markdown]
-# Next to nothing: what is added does not depend on x, and for a linear function the best answer
-# that does not depend on x is zero.
+# Nothing: validation leaves the weights where they started, at zero. What is added does not depend
+# on x, and for a linear function the best answer that does not depend on x is zero.
 #
 # ## Which heads?
 #
 # Frames mark the five heads of largest AIE, dots the five that contribute most to the LTV of the
-# class.
+# class. Hardly any head does better when it is set to its mean over functions; those of layers 2
+# and 3 that do worst (blue) are the ones that tell one function from another. What learning adds
+# comes from the first two layers.
 
 # %%
 tvlens.figures.head_maps(aie.scores, of_class.scores, task="linear", k=5, unit="squared error")

@@ -48,8 +48,8 @@ lens
 # %% [markdown]
 # ## A task
 #
-# Pairs of an input and what it should become, in a file (JSON, JSON lines, CSV or TSV), or in memory
-# as `tvlens.tasks.Task`. Splits are made once and for all, 70 to 9 to 21.
+# Pairs of an input and what it should become, in a file (JSON, JSON lines, CSV or TSV), or in
+# memory as `tvlens.tasks.Task`. Splits are made once and for all, 70 to 9 to 21.
 
 # %%
 import json
@@ -117,7 +117,7 @@ tvlens.figures.ablation_curves(ablation.to_frame(), metric="cross_entropy")
 # %%
 from dataclasses import dataclass
 
-from tvlens.tasks.regression.functions import FunctionClass, Functions
+from tvlens.tasks import FunctionClass, Functions
 
 
 @dataclass(frozen=True)
