@@ -70,6 +70,14 @@ def steps(folder):
     return {path: path.stat().st_mtime_ns for path in folder.glob("steps/**/*") if path.is_file()}
 
 
+def assert_tables_first(folder):
+    """No table of a run is written after its first figure."""
+    figures = [path.stat().st_mtime_ns for path in folder.glob("figures/*")]
+    tables = [path.stat().st_mtime_ns for path in folder.glob("*.csv")]
+    assert tables
+    assert max(tables) <= min(figures)
+
+
 def test_text_study_writes_both_summaries_and_resumes(model, data, tmp_path, again):
     options = ["--model", model, "--data", str(data), "--tasks", ",".join(trained.TASKS)]
     options += ["--shots", SHOTS, "--steps", "4", "--ltv-seeds", "2", "--n-test", "6"]
@@ -106,6 +114,7 @@ def test_weight_travel_shows_that_the_paper_weights_stay(model, data, tmp_path, 
     assert (found / "summary.md").read_text() in said
     assert (found / "summary.tex").exists()
     assert (found / "figures" / "weight-travel.pdf").stat().st_size > 1000
+    assert_tables_first(found)
 
     table = pd.read_csv(found / "summary.csv").set_index(["preset", "seed"])
     assert list(table.index) == [("paper", 0), ("paper", 1), ("default", 0), ("default", 1)]
@@ -176,6 +185,7 @@ def test_whole_answers_compares_what_is_trained_on_them(model, data, tmp_path, a
         assert (found / f"{name}.md").read_text() in said
         assert (found / f"{name}.tex").read_text().startswith(r"\begin{tabular}")
     assert (found / "figures" / "whole-answers.pdf").stat().st_size > 1000
+    assert_tables_first(found)
 
     table = pd.read_csv(found / "whole-answers.csv").set_index(["task", "method"])
     methods = ["first token, once", "first token, everywhere", "whole, once", "whole, everywhere"]
@@ -204,6 +214,40 @@ def test_whole_answers_compares_what_is_trained_on_them(model, data, tmp_path, a
     before = steps(found)
     assert again("whole_answers", tmp_path, *options) == said
     assert steps(found) == before
+
+
+def test_patching_says_where_the_task_moves(regression, model, data, again):
+    first = next(iter(trained.TASKS))
+    words = ["--preset", "smoke", "--tasks", first, "--data", data, "--model", model]
+    words += ["--shots", SHOTS, "--regression", "tiny.safetensors", "--out", "patching"]
+    said = again("patching", regression, *words)
+    found = regression / "patching"
+    assert (found / "moves.md").read_text() in said
+    table = pd.read_csv(found / "patching.csv")
+    assert {*table["direction"]} == {"denoising", "noising"}
+    assert {*table["task"]} == {first, "tiny.safetensors"}
+    assert {path.stem for path in (found / "figures").iterdir()} == {
+        "roles-text",
+        "roles-regression",
+    }
+    assert_tables_first(found)
+    before = steps(found)
+    assert again("patching", regression, *words) == said
+    assert steps(found) == before
+
+
+def test_approximation_is_held_against_exact_effects(model, data, tmp_path, again):
+    first = next(iter(trained.TASKS))
+    words = ["--preset", "smoke", "--tasks", first, "--data", data, "--model", model]
+    words += ["--shots", SHOTS, "--screen", "4", "--out", "found"]
+    said = again("approximation", tmp_path, *words)
+    assert (tmp_path / "found" / "approximation.md").read_text() in said
+    table = pd.read_csv(tmp_path / "found" / "approximation.csv").iloc[0]
+    assert table["prompts"] == 3
+    assert table["Spearman"] > 0
+    before = steps(tmp_path / "found")
+    assert again("approximation", tmp_path, *words) == said
+    assert steps(tmp_path / "found") == before
 
 
 def test_claims_follow_from_the_gains(analysis):
@@ -256,6 +300,7 @@ def test_ablation_of_both_modalities(regression, model, data, again):
     said = again("ablation", regression, *words)
     both = regression / "ablation" / "both"
     assert (both / "summary.md").read_text() in said
+    assert_tables_first(both)
     table = pd.read_csv(both / "ablation.csv")
     assert list(table["task"].unique()) == [*trained.TASKS, "tiny"]
     figures = {path.stem for path in (both / "figures").iterdir()}
@@ -301,6 +346,7 @@ def test_both_modalities_are_put_side_by_side(regression, model, data, again, tm
     for name in ("effective share, AIE", "effective share, LTV"):
         assert table[name].dropna().between(0, 1).all()
     assert (tmp_path / "both" / "figures" / "modalities.pdf").stat().st_size
+    assert_tables_first(tmp_path / "both")
     methods = pd.read_csv(tmp_path / "both" / "methods.csv")
     assert list(methods["task"]) == [*trained.TASKS, "tiny"]
     assert "Head sets of an eighth" in said
@@ -354,6 +400,7 @@ def test_rivals_stand_in_tables_and_their_vectors_carry_over(model, data, tmp_pa
 
     options = ["--study", str(found / "text"), "--model", model, "--data", str(data)]
     again("transfer", tmp_path, *options, "--out", "transfer")
+    assert_tables_first(tmp_path / "transfer")
     carried = pd.read_csv(tmp_path / "transfer" / "transfer.csv")
     assert {*carried["layout"]} == {"question-answer", "input-output", "arrow", "running text"}
     there = carried.query("layout == 'question-answer' and method == 'ltv'")["value"].item()
