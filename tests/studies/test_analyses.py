@@ -1,6 +1,5 @@
 """Every analysis runs on a tiny model from any folder, writes what it says, and resumes."""
 
-import importlib
 import os
 import re
 import runpy
@@ -11,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from helpers import tiny_regression, trained
 
@@ -27,13 +25,6 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return trained.save_tasks(tmp_path_factory.mktemp("data") / "tasks")
-
-
-@pytest.fixture
-def analysis(monkeypatch):
-    """Gives the module of an analysis."""
-    monkeypatch.syspath_prepend(str(ROOT))
-    return lambda name: importlib.import_module(f"analyses.{name}")
 
 
 @pytest.fixture
@@ -250,36 +241,6 @@ def test_approximation_is_held_against_exact_effects(model, data, tmp_path, agai
     assert steps(tmp_path / "found") == before
 
 
-def test_claims_follow_from_the_gains(analysis):
-    script = analysis("regression_study")
-    gains = {"bare": None, "fv_layer_class": 1.1, "ltv_class": 2.0, "ltv_prompt": 0.5}
-    gains |= {"ltv_lengths_class": 1.5, "ltv_lengths_prompt": 1.05, "random_class": 0.9}
-    rows = [
-        {
-            "functions": "linear",
-            "shift": "none",
-            "prompt": "clean",
-            "points": points,
-            "method": method,
-            "metric": metric,
-            "value": gain,
-            "ci_low": gain - 0.1,
-            "ci_high": gain + 0.1,
-            "n": 8,
-        }
-        for method, gain in gains.items()
-        if gain is not None
-        for points, metric in ((12, "gain"), (31, "gain"), (31, "gain_past"))
-    ]
-    claims = script.claims(pd.DataFrame(rows), pd.Series({"linear": 12}))
-    assert list(claims["holds"]) == [
-        *("yes", "yes", "yes", "yes"),
-        *("no", "(yes)", "(no)", "(no)"),
-        "(yes)",
-    ]
-    assert claims["gain"][0] == "2.00 [1.90, 2.10]"
-
-
 def test_error_ratio_measures_both_kinds_of_rows(regression, again):
     words = ["tiny.safetensors", "--out", "ratio", *SMALL]
     again("error_ratio", regression, *words)
@@ -350,25 +311,6 @@ def test_both_modalities_are_put_side_by_side(regression, model, data, again, tm
     methods = pd.read_csv(tmp_path / "both" / "methods.csv")
     assert list(methods["task"]) == [*trained.TASKS, "tiny"]
     assert "Head sets of an eighth" in said
-
-
-def test_modalities_needs_both_runs(analysis, tmp_path):
-    from tvlens.errors import RunError
-
-    script = analysis("modalities")
-    with pytest.raises(
-        RunError,
-        match=r"a.results\.csv is not there; run `python -m analyses\.text_study --preset small`",
-    ):
-        script.main(text=tmp_path / "a", regression=tmp_path / "b", out=tmp_path / "c")
-
-
-def test_effective_share_and_depth_by_hand(analysis):
-    script = analysis("modalities")
-    scores = torch.tensor([[1.0, 1.0], [0.0, -3.0], [2.0, 0.0]])
-    # (1 + 1 + 2)² / (1 + 1 + 4) = 8 / 3 of six heads; half of the mass in the last of three layers.
-    assert script.effective_share(scores) == pytest.approx(8 / 3 / 6)
-    assert script.depth(scores) == pytest.approx(0.5)
 
 
 def test_rivals_stand_in_tables_and_their_vectors_carry_over(model, data, tmp_path, again):
