@@ -198,7 +198,7 @@ def moved(effects: list[PatchEffects], scores: list[dict[str, Scores]]) -> pd.Da
         }
         for name, score in of_task.items():
             share = float(layer_profile(score.scores)[first : last + 1].sum())
-            inside = sum(first <= layer <= last for layer, _ in score.top(10))
+            inside = sum(first <= layer <= last for layer, _ in score.top(min(10, score.n_heads)))
             row[f"{name}: share of score there"] = f"{share:.2f}"
             row[f"{name}: of top 10 there"] = str(inside)
         rows.append(row)

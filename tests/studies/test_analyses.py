@@ -313,10 +313,13 @@ def test_both_modalities_are_put_side_by_side(regression, model, data, again, tm
     assert "Head sets of an eighth" in said
 
 
-def test_rivals_stand_in_tables_and_their_vectors_carry_over(model, data, tmp_path, again):
+def test_rivals_stand_in_tables_and_their_vectors_carry_over(
+    model, data, regression, tmp_path, again
+):
     first = next(iter(trained.TASKS))
     options = ["--preset", "smoke", "--model", model, "--data", str(data), "--shots", SHOTS]
-    options += ["--tasks", first, "--functions", "linear", "--out", "rivals"]
+    options += ["--tasks", first, "--functions", str(regression / "tiny.safetensors")]
+    options += ["--out", "rivals"]
     said = again("rivals", tmp_path, *options)
     found = tmp_path / "rivals"
     table = pd.read_csv(found / "text.csv")
