@@ -54,8 +54,9 @@ for name, score in scores.items():
     print(f"{name:6}", score.top(6))
 
 # %%
-grids = {"aie": aie.scores, "facilitating": gates.facilitating.scores}
-tvlens.figures.score_maps(grids, task=task.name, k=10, unit="effect / gate")
+of_gates = gates.facilitating.scores
+grids = {"aie": aie.scores, "contribution": ltv.scores, "facilitating": of_gates}
+tvlens.figures.score_maps(grids, task=task.name, k=10)
 
 # %% [markdown]
 # Do they name the same heads? Overlap of the ten best, beside what chance would give:
