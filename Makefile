@@ -4,6 +4,8 @@
 #                 functions, in minutes; LTV_SEEDS=2 trains every vector twice and says how far two
 #                 trainings agree
 # make study      the same on five text tasks and four classes of functions, in full
+# make analyses   every analysis, PRESET=smoke in minutes, PRESET=small as README quotes them, and
+#                 PRESET=paper on a GPU; analyses/README.md says what each of them tests
 # make reliability  damages files, kills and interrupts commands, fills disks: what must never happen
 #                 is counted; RELIABILITY="--kills 20 --inputs 1000" for less of it, or "--only
 #                 template:123" for one damaged file again
@@ -14,15 +16,16 @@
 PYTHON ?= python3
 MODEL = smollm2-135m
 LTV_SEEDS ?= 1
+PRESET ?= smoke
 RELIABILITY ?= --kills 200 --inputs 10000
 PYTHON_RUN = .venv/bin/python
 
 # What both studies run, in the folders $(1)/text, $(1)/regression and $(1)/both; they resume, and
 # end with the same summary over both modalities.
 define STUDIES
-	$(PYTHON_RUN) analyses/regression_study.py --seed 0 --out $(1)/regression $(REGRESSION_SIZE)
-	$(PYTHON_RUN) analyses/text_study.py --model $(MODEL) --seed 0 --out $(1)/text $(TEXT_SIZE)
-	$(PYTHON_RUN) analyses/modalities.py --text $(1)/text --regression $(1)/regression \
+	$(PYTHON_RUN) -m analyses.regression_study --seed 0 --out $(1)/regression $(REGRESSION_SIZE)
+	$(PYTHON_RUN) -m analyses.text_study --model $(MODEL) --seed 0 --out $(1)/text $(TEXT_SIZE)
+	$(PYTHON_RUN) -m analyses.modalities --text $(1)/text --regression $(1)/regression \
 		--out $(1)/both
 	@echo "Tables, figures and manifests are in $(1)/text, $(1)/regression and $(1)/both"
 	@echo "Open $(1)/text/report.html and $(1)/regression/report.html in a browser"
@@ -34,7 +37,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL = help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-tl4 check test docs reliability reproduce study clean
+.PHONY: help setup setup-tl4 check test docs reliability reproduce study analyses clean
 
 help:  ## say what there is
 	@echo "make TARGET, with PYTHON=python3.12 or the like to choose the Python (3.10 or newer):"
@@ -80,11 +83,17 @@ reproduce: export HF_HUB_OFFLINE = 1
 reproduce: setup  ## learned heads against function-vector heads: three text tasks, linear regression
 	$(call STUDIES,runs/reproduce)
 
-study: TEXT_SIZE = --ltv-seeds 2
-study: REGRESSION_SIZE = --ltv-seeds 2
 study: export HF_HUB_OFFLINE = 1
 study: setup  ## the same in full, whose tables the documentation quotes: five text tasks, four function classes
 	$(call STUDIES,runs/study)
+
+# Those that read the runs of others come behind them.
+ANALYSES = text_study regression_study modalities rivals transfer ablation whole_answers patching \
+	approximation error_ratio weight_travel
+analyses: export HF_HUB_OFFLINE = $(if $(filter paper,$(PRESET)),0,1)
+analyses: setup  ## every analysis in runs/PRESET, with PRESET=smoke, small or paper
+	@set -e; for name in $(ANALYSES); do \
+	    echo "analyses.$$name"; $(PYTHON_RUN) -m analyses.$$name --preset $(PRESET); done
 
 clean:  ## remove environments and caches; keeps runs/ and the downloaded model
 	rm -rf $(ENVIRONMENTS) .pytest_cache .mypy_cache .ruff_cache build dist docs/_build

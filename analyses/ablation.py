@@ -1,8 +1,8 @@
 """Which of two sets of heads a model needs: text tasks and function classes, head sets ablated.
 
-    python analyses/ablation.py                        # preset small: some hours on two cores
-    python analyses/ablation.py --preset smoke         # a few prompts, to see that all of it runs
-    python analyses/ablation.py --out runs/ablation    # goes on where it was stopped
+    python -m analyses.ablation --preset smoke         # a few prompts, to see that all of it runs
+    python -m analyses.ablation                        # preset small: some hours on two cores
+    python -m analyses.ablation --out runs/ablation    # goes on where it was stopped
 
 OUT/text and OUT/regression hold what `tvlens ablate` writes; OUT/both holds
 - ablation.csv, ablation_areas.csv: every curve and the area under it, of both modalities,
@@ -15,20 +15,16 @@ OUT/text and OUT/regression hold what `tvlens ablate` writes; OUT/both holds
   ablated, with the band of random sets, and the same of exclusive sets.
 """
 
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Literal
+from itertools import product
 
 import pandas as pd
-import typer
 
+from analyses import presets
 from tvlens import figures
 from tvlens.cli import options
-from tvlens.cli.studies import read_functions
 from tvlens.console import say, with_interval
-from tvlens.errors import TvlensError
 from tvlens.evaluation.replacement import SetTo
 from tvlens.runs.run import Run
 from tvlens.runs.tables import write_tables
@@ -48,8 +44,8 @@ WANTED = ("aie", "ltv", "gates", "induction", "direct")
 OF_POINTS = ("aie", "ltv")
 
 
-@dataclass(frozen=True)
-class Size:
+@dataclass(frozen=True, kw_only=True)
+class Size(presets.Size):
     """How much is run.
 
     Attributes:
@@ -71,33 +67,63 @@ class Size:
     set_to: tuple[SetTo, ...] = ("mean", "zero", "resample")
 
 
-SIZES = {
-    "smoke": Size(4, 16, 4, 4, 2, (0.0, 0.02, 0.1), ("mean",)),
-    "small": Size(32, 60, 15, 40, 6, set_to=("mean", "zero")),
+PRESETS: dict[presets.Name, Size] = {
+    "smoke": Size(
+        tasks="present-past",
+        functions="linear",
+        n_test=4,
+        n_means=16,
+        n_mediation=4,
+        steps=4,
+        draws=2,
+        shares=(0.0, 0.02, 0.1),
+        set_to=("mean",),
+    ),
+    "small": Size(
+        tasks=TASKS,
+        functions=FUNCTIONS,
+        n_test=32,
+        n_means=60,
+        n_mediation=15,
+        steps=40,
+        draws=6,
+        set_to=("mean", "zero"),
+    ),
+    "paper": Size(
+        tasks=presets.PAPER_TASKS,
+        functions=",".join(presets.STANDARD),
+        n_test=100,
+        n_means=100,
+        n_mediation=25,
+        steps=None,
+        draws=20,
+        **presets.PAPER,
+    ),
 }
 
 
 def main(
-    preset: Literal["smoke", "small"] = "small",
-    tasks: options.TasksOption = TASKS,
-    functions: str = FUNCTIONS,
-    out: options.OutOption = Path("runs/ablation"),
+    preset: presets.PresetOption = "small",
+    tasks: presets.TasksOption = None,
+    functions: presets.FunctionsOption = None,
+    out: presets.OutOption = None,
     data: options.DataOption = None,
-    model: options.ModelOption = "smollm2-135m",
+    model: presets.ModelOption = None,
     shots: options.ShotsOption = 10,
     seed: options.SeedOption = 0,
 ) -> None:
     """Ablation of text tasks and of function classes, and a table of both."""
-    chosen = options.read_tasks(tasks, data, "error")
-    size = SIZES[preset]
-    lens = options.load_lens(model, "bridge")
+    size = presets.sized(PRESETS, preset, tasks=tasks, functions=functions, model=model)
+    out = presets.folder(out, preset, "ablation")
+    chosen = options.read_tasks(size.tasks, data, "error")
+    models, digests = size.regression_models()
+    lens = size.lens()
     ltv = options.fit_settings("default", size.steps, shots)
     numbers = {"n_means": size.n_means, "n_mediation": size.n_mediation, "ltv_seeds": 1}
     text = TextSettings(seed=seed, shots=shots, ltv=ltv, **numbers)
     points = RegressionSettings(seed=seed, ltv_seeds=1)
     if preset == "smoke":
         points = replace(points, **numbers, ltv=replace(points.ltv, steps=4))
-    models, digests = read_functions(functions, "bridge")
     digests |= {name: task.digest for name, task in chosen.items()}
     there = {score.heads for score in SCORES}
     of_text = AblationSettings(
@@ -119,7 +145,8 @@ def main(
         config = {"model": lens.name, "settings": asdict(settings), "tasks": list(plans)}
         with Run.open(out / name, name, config, data=digests, seeds={"seed": seed}) as run:
             done[name] = ablate_all(plans, run, settings, say=say)
-    config = {"model": lens.name, "preset": preset, "tasks": list(chosen), "functions": functions}
+    config = {"model": lens.name, "preset": preset, "tasks": list(chosen)}
+    config["functions"] = size.functions
     with Run.open(out / "both", "ablation", config, data=digests, seeds={"seed": seed}) as run:
         write(run, done, {name: settings for name, (_, settings) in studies.items()})
         print((run.folder / "summary.md").read_text())
@@ -131,18 +158,10 @@ def write(
 ) -> None:
     """The tables and figures of both modalities together."""
     seed = settings["text"].seed
-    for name, found in done.items():
-        for rule in ("top", "exclusive"):
-            table = tables(found, seed)[0]
-            for metric in {"text": ["accuracy"]}.get(name, ["squared_error", "squared_error_past"]):
-                if metric in set(table["metric"]):
-                    drawn = figures.ablation_curves(
-                        table, rule=rule, set_to=settings[name].set_to[0], metric=metric
-                    )
-                    run.write_figure(f"{name}-{rule}-{metric}", drawn)
-    both = [tables(found, seed) for found in done.values()]
-    areas = pd.concat([each[1] for each in both], ignore_index=True)
-    run.write_table("ablation", pd.concat([each[0] for each in both], ignore_index=True))
+    both = {name: tables(found, seed) for name, found in done.items()}
+    areas = pd.concat([each[1] for each in both.values()], ignore_index=True)
+    curves = pd.concat([each[0] for each in both.values()], ignore_index=True)
+    run.write_table("ablation", curves)
     run.write_table("ablation_areas", areas)
     agreement = [
         scoring.agreement_of(each.scores, settings[name].scoring.compare_ks)
@@ -170,6 +189,13 @@ def write(
         for each in found.values()
     ]
     run.write_table("significance", pd.concat(significance, ignore_index=True))
+    measured = {"text": ["accuracy"], "regression": ["squared_error", "squared_error_past"]}
+    for (name, (table, _)), rule in product(both.items(), ("top", "exclusive")):
+        for metric in [each for each in measured[name] if each in set(table["metric"])]:
+            drawn = figures.ablation_curves(
+                table, rule=rule, set_to=settings[name].set_to[0], metric=metric
+            )
+            run.write_figure(f"{name}-{rule}-{metric}", drawn)
 
 
 def tables(found: Mapping[str, Ablated], seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -237,7 +263,4 @@ def summary(areas: pd.DataFrame, agreement: pd.DataFrame) -> tuple[pd.DataFrame,
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except TvlensError as error:
-        sys.exit(f"error: {error}")
+    presets.run(main)

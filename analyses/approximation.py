@@ -1,7 +1,8 @@
 """Indirect effects to first order against exact ones, on five text tasks.
 
-    python analyses/approximation.py                                    # five shipped tasks
-    python analyses/approximation.py --tasks antonym --data FOLDER --out runs/approximation
+    python -m analyses.approximation --preset smoke
+    python -m analyses.approximation                                 # five shipped tasks
+    python -m analyses.approximation --tasks antonym --data FOLDER --out runs/antonym
 
 Of all heads on the prompts of `tvlens mediate`: exact effects, those to first order, and exact ones
 of the `screen` heads that are best to first order. Writes to the run folder
@@ -10,16 +11,13 @@ of the `screen` heads that are best to first order. Writes to the run folder
 - scores.csv: both scores of every head.
 """
 
-import sys
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, dataclass
 
 import pandas as pd
-import typer
 
+from analyses import presets
 from tvlens.cli import options
 from tvlens.console import progress_bar, say
-from tvlens.errors import TvlensError
 from tvlens.runs.run import Run
 from tvlens.runs.tables import write_tables
 from tvlens.scores.agreement import spearman
@@ -32,19 +30,44 @@ TASKS = "present-past,singular-plural,country-nationality,verb-gerund,capitalize
 BEST = 10
 
 
+@dataclass(frozen=True, kw_only=True)
+class Size(presets.Size):
+    """How much is done.
+
+    Attributes:
+        n_means: clean prompts that head means are taken over.
+        n_mediation: prompts of the effects.
+    """
+
+    n_means: int = TextSettings.n_means
+    n_mediation: int = TextSettings.n_mediation
+
+
+PRESETS: dict[presets.Name, Size] = {
+    "smoke": Size(tasks="present-past", n_means=16, n_mediation=3),
+    "small": Size(tasks=TASKS),
+    "paper": Size(tasks=presets.PAPER_TASKS, **presets.PAPER),
+}
+
+
 def main(
-    tasks: options.TasksOption = TASKS,
-    out: options.OutOption = Path("runs/approximation"),
+    preset: presets.PresetOption = "small",
+    tasks: presets.TasksOption = None,
+    out: presets.OutOption = None,
     data: options.DataOption = None,
-    model: options.ModelOption = "smollm2-135m",
+    model: presets.ModelOption = None,
     screen: int = 20,
     shots: options.ShotsOption = 10,
     seed: options.SeedOption = 0,
 ) -> None:
     """Exact, approximate and screened indirect effects of several tasks, and a table of them."""
-    chosen = options.read_tasks(tasks, data, "error")
-    lens = options.load_lens(model, "bridge")
-    settings = TextSettings(seed=seed, shots=shots)
+    size = presets.sized(PRESETS, preset, tasks=tasks, model=model)
+    out = presets.folder(out, preset, "approximation")
+    chosen = options.read_tasks(size.tasks, data, "error")
+    lens = size.lens()
+    settings = TextSettings(
+        seed=seed, shots=shots, n_means=size.n_means, n_mediation=size.n_mediation
+    )
     config = {"model": lens.name, "screen": screen, "settings": asdict(settings)}
     digests = {name: task.digest for name, task in chosen.items()}
     with Run.open(out, "approximation", config, data=digests, seeds={"seed": seed}) as run:
@@ -87,7 +110,4 @@ def _screened(found: scoring.Found, screen: int) -> IndirectEffects:
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except TvlensError as error:
-        sys.exit(f"error: {error}")
+    presets.run(main)

@@ -1,7 +1,8 @@
 """What the gain of a Learnable Task Vector past the training length depends on.
 
-    python analyses/error_ratio.py linear relu                     # shipped models
-    python analyses/error_ratio.py linear RUN/model.safetensors    # and models of your own
+    python -m analyses.error_ratio --preset smoke
+    python -m analyses.error_ratio                                   # the shipped models
+    python -m analyses.error_ratio linear RUN/model.safetensors      # and models of your own
 
 For every model, with the position rows past T_train as they are (no prompt of the training reached
 them) and re-used (the rows of the last trained point, again and again), at one and a half, twice
@@ -11,19 +12,16 @@ Models of other training lengths and dimensions are made by, for example,
     tvlens regression train --functions linear --train-points 6 --out RUN
 """
 
-import sys
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import pandas as pd
 import torch
 import typer
 
+from analyses import presets
 from tvlens.cli import options
-from tvlens.cli.studies import read_functions
 from tvlens.console import say, with_interval
-from tvlens.errors import TvlensError
 from tvlens.evaluation.curves import BARE, error_table, method_errors, truncation_errors
 from tvlens.lens.heads import mean_head_outputs
 from tvlens.lens.lens import Lens
@@ -38,19 +36,47 @@ REACHES = (1.5, 2.0, 2.5)
 METHODS = ("truncation", "ltv_class", "ltv_prompt")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Size(presets.Size):
+    """How much is done.
+
+    Attributes:
+        steps: training steps of LTVs.
+        n_test: test prompts.
+    """
+
+    steps: int = RegressionSettings().ltv.steps
+    n_test: int = 1024
+
+
+PRESETS: dict[presets.Name, Size] = {
+    "smoke": Size(functions="linear", steps=5, n_test=32),
+    "small": Size(functions=",".join(presets.CLASSES)),
+    "paper": Size(functions=",".join(presets.STANDARD), device="auto"),
+}
+
+
 def main(
-    functions: Annotated[list[str], typer.Argument(help="Classes with a shipped model, or files.")],
-    out: options.OutOption = Path("runs/error-ratio"),
+    functions: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Classes with a shipped model, or files.", show_default="those of the preset"
+        ),
+    ] = None,
+    preset: presets.PresetOption = "small",
+    out: presets.OutOption = None,
     seed: options.SeedOption = 0,
     steps: options.StepsOption = None,
-    n_test: int = 1024,
+    n_test: presets.CountOption = None,
 ) -> None:
     """Errors and gains of several models, with untrained and with re-used position rows."""
-    settings = RegressionSettings(seed=seed, n_test=n_test)
-    if steps is not None:
-        settings = replace(settings, ltv=replace(settings.ltv, steps=steps))
-    models, data = read_functions(",".join(functions), "bridge")
-    config = {"functions": functions, "n_test": n_test, "steps": settings.ltv.steps}
+    named = ",".join(functions) if functions else None
+    size = presets.sized(PRESETS, preset, functions=named, steps=steps, n_test=n_test)
+    out = presets.folder(out, preset, "error_ratio")
+    settings = RegressionSettings(seed=seed, n_test=size.n_test)
+    settings = replace(settings, ltv=replace(settings.ltv, steps=size.steps))
+    models, data = size.regression_models()
+    config = {"functions": size.functions.split(","), "n_test": size.n_test, "steps": size.steps}
     with Run.open(out, "error ratio", config, data=data, seeds=[seed]) as run:
         frames = []
         for name, (lens, task) in models.items():
@@ -128,7 +154,4 @@ def summary(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except TvlensError as error:
-        sys.exit(f"error: {error}")
+    presets.run(main)

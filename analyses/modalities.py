@@ -1,8 +1,10 @@
 """Text and regression side by side: how far the two head sets agree, and how they are spread.
 
-    python analyses/modalities.py --text runs/text --regression runs/regression --out runs/both
+    python -m analyses.modalities             # after the two studies of the same preset
+    python -m analyses.modalities --text runs/text --regression runs/regression --out runs/both
 
-Reads results.csv, heads.csv and headsets.csv of both run folders. Writes to OUT
+Reads results.csv, heads.csv and headsets.csv of both run folders, those of
+`analyses.text_study` and `analyses.regression_study` if none are named. Writes to OUT
 - methods.{csv,md,tex}: what vectors do, in text by zero-shot accuracy, in regression by the gain
   over the bare model past its training length,
 - modalities_summary.{csv,md,tex} and figures/modalities.{pdf,png}: the two head sets. Models differ
@@ -10,7 +12,6 @@ Reads results.csv, heads.csv and headsets.csv of both run folders. Writes to OUT
   corrected for chance: 0 is chance, 1 the same set.
 """
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -20,10 +21,10 @@ import typer
 from jaxtyping import Float
 from torch import Tensor
 
+from analyses import presets
 from tvlens import figures
-from tvlens.cli import options
 from tvlens.console import with_interval
-from tvlens.errors import RunError, TvlensError
+from tvlens.errors import RunError
 from tvlens.runs.run import Run
 from tvlens.runs.storage import file_sha256
 from tvlens.runs.tables import write_tables
@@ -35,24 +36,44 @@ from tvlens.vectors.catalogue import METHODS, variants
 SHARE = 1 / 8
 
 
+PRESETS: dict[presets.Name, presets.Size] = {
+    "smoke": presets.Size(),
+    "small": presets.Size(),
+    "paper": presets.Size(),
+}
+"""All alike: runs that are finished are read."""
+
+
 def main(
-    text: Annotated[Path, typer.Option(help="Run folder of a text study.")] = Path("runs/text"),
-    regression: Annotated[Path, typer.Option(help="Run folder of a regression study.")] = Path(
-        "runs/regression"
-    ),
-    out: options.OutOption = Path("runs/both"),
+    preset: presets.PresetOption = "small",
+    text: Annotated[
+        Path | None,
+        typer.Option(help="Run folder of a text study.", show_default="runs/PRESET/text_study"),
+    ] = None,
+    regression: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run folder of a regression study.", show_default="runs/PRESET/regression_study"
+        ),
+    ] = None,
+    out: presets.OutOption = None,
 ) -> None:
     """One table and one figure over both modalities."""
-    folders = {"text": text, "regression": regression}
+    folders = {
+        "text": presets.folder(text, preset, "text_study"),
+        "regression": presets.folder(regression, preset, "regression_study"),
+    }
+    out = presets.folder(out, preset, "modalities")
     names = ("results.csv", "heads.csv", "headsets.csv")
-    files = [folder / name for folder in folders.values() for name in names]
-    missing = [str(file) for file in files if not file.is_file()]
-    if missing:
-        raise RunError(
-            f"{missing[0]} is not there; run `tvlens study text` and `tvlens study regression` "
-            "first, and name their folders with --text and --regression"
-        )
-    data = {str(file): file_sha256(file) for file in files}
+    files = {name: [folder / file for file in names] for name, folder in folders.items()}
+    for name, own in files.items():
+        if missing := [str(file) for file in own if not file.is_file()]:
+            raise RunError(
+                f"{missing[0]} is not there; run `python -m analyses.{name}_study --preset "
+                f"{preset}` or `tvlens study {name}` first, and name its folder with --{name} if "
+                "it has another"
+            )
+    data = {str(file): file_sha256(file) for own in files.values() for file in own}
     with Run.open(out, "modalities", {"share": SHARE}, data=data) as run:
         table = pd.concat(
             [
@@ -62,20 +83,21 @@ def main(
             ignore_index=True,
         )
         run.write_table("modalities", table)
+        results = {name: pd.read_csv(folder / "results.csv") for name, folder in folders.items()}
+        methods = pd.concat(
+            [text_methods(results["text"]), regression_methods(results["regression"])],
+            ignore_index=True,
+        )
+        print(
+            "\nWhat vectors do: text, zero-shot accuracy; regression, bare error over error past "
+            "T\n"
+        )
+        print(write_tables(out, "methods", methods, methods))
+        means = table.drop(columns=["task", "heads"]).groupby("modality", sort=False).mean()
+        print(f"\nHead sets of an eighth of all heads, agreement corrected for chance; {out}\n")
+        both = pd.concat([table, means.reset_index().assign(task="mean")]).drop(columns="heads")
+        print(write_tables(out, "modalities_summary", both, both.round(2)))
         run.write_figure("modalities", figures.modality_dots(table))
-    methods = pd.concat(
-        [
-            text_methods(pd.read_csv(text / "results.csv")),
-            regression_methods(pd.read_csv(regression / "results.csv")),
-        ],
-        ignore_index=True,
-    )
-    print("\nWhat vectors do: text, zero-shot accuracy; regression, bare error over error past T\n")
-    print(write_tables(out, "methods", methods, methods))
-    means = table.drop(columns=["task", "heads"]).groupby("modality", sort=False).mean()
-    print(f"\nHead sets of an eighth of all heads, agreement corrected for chance; {out}\n")
-    both = pd.concat([table, means.reset_index().assign(task="mean")]).drop(columns="heads")
-    print(write_tables(out, "modalities_summary", both, both.round(2)))
 
 
 def text_methods(results: pd.DataFrame) -> pd.DataFrame:
@@ -163,7 +185,4 @@ def depth(scores: Float[Tensor, "layer head"]) -> float:
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except TvlensError as error:
-        sys.exit(f"error: {error}")
+    presets.run(main)

@@ -1,7 +1,8 @@
 """Where in a prompt a task is read and where it is written: residual streams patched by role.
 
-    python analyses/patching.py                              # three text tasks, one of numbers
-    python analyses/patching.py --tasks antonym --data FOLDER --n 8 --out runs/patching
+    python -m analyses.patching --preset smoke
+    python -m analyses.patching                              # three text tasks, one of numbers
+    python -m analyses.patching --tasks antonym --data FOLDER --n 8 --out runs/antonym
 
 Clean residual streams are put into label-shuffled prompts behind every layer, role by role, those
 of all demonstrations together (denoising), and the reverse (noising); the same for a regression
@@ -13,20 +14,19 @@ model. AIE and LTV heads are scored beside. Writes to the run folder
 - figures: layer x role maps of every task.
 """
 
-import sys
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated
 
 import pandas as pd
 import typer
 
+from analyses import presets
 from tvlens import figures
 from tvlens.cli import options
 from tvlens.console import progress_bar, say, with_interval
-from tvlens.errors import TvlensError
 from tvlens.lens.lens import Lens
 from tvlens.lens.loading import load
-from tvlens.models.catalogue import load_shipped
+from tvlens.models.catalogue import read_regression
 from tvlens.runs.run import Run
 from tvlens.runs.tables import write_tables
 from tvlens.scores.catalogue import scores_named
@@ -48,29 +48,72 @@ ARRIVES = (0.1, 0.9)
 """Shares of the gap between which the task's information is on its way to the query."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Size(presets.Size):
+    """How much is done.
+
+    Attributes:
+        n: pairs of prompts of each text task.
+        n_points: pairs of prompts of the regression model.
+        steps: training steps of LTVs at most, if not the usual.
+        n_means: clean prompts that head means are taken over.
+        n_mediation: prompts of causal mediation.
+    """
+
+    functions: str = "linear-small"
+    n: int = 6
+    n_points: int = 64
+    steps: int | None = None
+    n_means: int = TextSettings.n_means
+    n_mediation: int = TextSettings.n_mediation
+
+
+PRESETS: dict[presets.Name, Size] = {
+    "smoke": Size(tasks="present-past", n=1, n_points=8, steps=3, n_means=16, n_mediation=3),
+    "small": Size(tasks=TASKS),
+    "paper": Size(
+        tasks=presets.PAPER_TASKS, functions=next(iter(presets.STANDARD)), n=25, **presets.PAPER
+    ),
+}
+
+
 def main(
-    tasks: options.TasksOption = TASKS,
-    out: options.OutOption = Path("runs/patching"),
+    preset: presets.PresetOption = "small",
+    tasks: presets.TasksOption = None,
+    out: presets.OutOption = None,
     data: options.DataOption = None,
-    model: options.ModelOption = "smollm2-135m",
-    regression: str = "linear-small",
-    n: int = 8,
-    n_points: int = 64,
+    model: presets.ModelOption = None,
+    regression: Annotated[
+        str | None,
+        typer.Option(
+            help="A shipped regression model, or the file of another.", show_default="by preset"
+        ),
+    ] = None,
+    n: presets.CountOption = None,
+    n_points: presets.CountOption = None,
     shots: options.ShotsOption = 10,
     seed: options.SeedOption = 0,
     steps: options.StepsOption = None,
 ) -> None:
     """Patching by role on text tasks and one regression model, and where the best heads sit."""
-    chosen = options.read_tasks(tasks, data, "error")
-    lens = options.load_lens(model, "bridge")
-    settings = PatchSettings(("resid_post",), list(ROLES), n=n, shots=shots, seed=seed)
+    given = {"tasks": tasks, "model": model, "functions": regression, "n": n}
+    size = presets.sized(PRESETS, preset, **given, n_points=n_points, steps=steps)
+    out = presets.folder(out, preset, "patching")
+    chosen = options.read_tasks(size.tasks, data, "error")
+    trained, card = read_regression(size.functions)
+    lens = size.lens()
+    settings = PatchSettings(("resid_post",), list(ROLES), n=size.n, shots=shots, seed=seed)
     text = TextSettings(
-        seed=seed, shots=shots, ltv=options.fit_settings("default", steps, shots), ltv_seeds=1
+        seed=seed,
+        shots=shots,
+        ltv=options.fit_settings("default", size.steps, shots),
+        ltv_seeds=1,
+        n_means=size.n_means,
+        n_mediation=size.n_mediation,
     )
-    trained, card = load_shipped(regression)
-    points = load(trained, name=regression)
-    functions = FunctionTask.of_card(regression, card, trained.sizes.n_dims)
-    config = {"model": lens.name, "regression": points.name, "n_points": n_points}
+    points = load(trained, name=size.functions, device=size.device)
+    functions = FunctionTask.of_card(size.functions, card, trained.sizes.n_dims)
+    config = {"model": lens.name, "regression": points.name, "n_points": size.n_points}
     config |= {"patching": asdict(settings), "scores": asdict(text)}
     digests = {name: task.digest for name, task in chosen.items()}
     with Run.open(out, "patching by role", config, data=digests, seeds={"seed": seed}) as run:
@@ -85,19 +128,19 @@ def main(
                 effects.append(replace(each, task=plan.task.name))
             scores.append(scoring.made(scoring.Found(plan, run), scores_named(["aie", "ltv"])))
         of_text = len(effects)
-        effects += _of_points(points, functions, n_points, seed, run)
+        effects += _of_points(points, functions, size.n_points, seed, run)
         table = pd.concat(
             [each.to_frame(seed=seed).assign(direction=each.direction) for each in effects]
         )
         run.write_table("patching", table)
         run.write_table("scores", pd.concat([scoring.table_of(each, seed=seed) for each in scores]))
+        moves = moved(effects[:of_text:2], scores)
+        print(write_tables(out, "moves", moves, moves))
         for name, part in (("text", effects[:of_text]), ("regression", effects[of_text:])):
             shown = table[table["task"].isin({each.task for each in part})]
             run.write_figure(
                 f"roles-{name}", figures.role_maps(shown, site="resid_post", value="normalised")
             )
-        moves = moved(effects[:of_text:2], scores)
-        print(write_tables(out, "moves", moves, moves))
     say(f"Wrote {out / 'patching.csv'}")
 
 
@@ -155,7 +198,7 @@ def moved(effects: list[PatchEffects], scores: list[dict[str, Scores]]) -> pd.Da
         }
         for name, score in of_task.items():
             share = float(layer_profile(score.scores)[first : last + 1].sum())
-            inside = sum(first <= layer <= last for layer, _ in score.top(10))
+            inside = sum(first <= layer <= last for layer, _ in score.top(min(10, score.n_heads)))
             row[f"{name}: share of score there"] = f"{share:.2f}"
             row[f"{name}: of top 10 there"] = str(inside)
         rows.append(row)
@@ -179,7 +222,4 @@ def most_before(effects: PatchEffects, places: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except TvlensError as error:
-        sys.exit(f"error: {error}")
+    presets.run(main)

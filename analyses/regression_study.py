@@ -1,7 +1,8 @@
 """Learned vectors against function vectors on regression, past the training length of the models.
 
-    python analyses/regression_study.py                          # the four shipped classes
-    python analyses/regression_study.py --functions linear,relu --out runs/regression
+    python -m analyses.regression_study --preset smoke
+    python -m analyses.regression_study                              # the four shipped models
+    python -m analyses.regression_study --functions linear,relu --out runs/regression
 
 Runs `tvlens study regression`, or goes on where an earlier call stopped, then writes to the run
 folder
@@ -10,15 +11,13 @@ folder
 - claims.{csv,md,tex}: which of the paper's claims hold, with the numbers they rest on.
 """
 
-import sys
-from pathlib import Path
+from dataclasses import dataclass
 
 import pandas as pd
-import typer
 
+from analyses import presets
 from tvlens.cli import options, studies
 from tvlens.console import with_interval
-from tvlens.errors import TvlensError
 from tvlens.evaluation.curves import BARE
 from tvlens.runs.tables import write_tables
 from tvlens.studies.regression import RegressionSettings
@@ -26,22 +25,56 @@ from tvlens.studies.summary import REGRESSION_LABELS
 from tvlens.tasks.regression.inputs import SHIFTS
 from tvlens.vectors.catalogue import variants
 
-FUNCTIONS = "linear,sparse-linear,relu,tree"
 VARIANTS = {name: v for name, v in variants().items() if not v.dummies}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Size(presets.Size):
+    """How much is done.
+
+    Attributes:
+        steps: training steps of LTVs, if not the usual.
+        n_test: test prompts of each kind and shift.
+        shifts: how test prompts differ from those of training, separated by commas.
+        ltv_seeds: LTVs trained for the comparison of heads.
+    """
+
+    steps: int | None = None
+    n_test: int = RegressionSettings.n_test
+    shifts: str = ",".join(SHIFTS)
+    ltv_seeds: int = RegressionSettings.ltv_seeds
+
+
+PRESETS: dict[presets.Name, Size] = {
+    "smoke": Size(functions="linear", steps=3, n_test=16, shifts="none", ltv_seeds=1),
+    "small": Size(functions=",".join(presets.CLASSES)),
+    "paper": Size(functions=",".join(presets.STANDARD), device="auto"),
+}
+
+
 def main(
-    functions: str = FUNCTIONS,
-    out: options.OutOption = Path("runs/regression"),
+    preset: presets.PresetOption = "small",
+    functions: presets.FunctionsOption = None,
+    out: presets.OutOption = None,
     seed: options.SeedOption = 0,
     steps: options.StepsOption = None,
-    n_test: int = RegressionSettings.n_test,
-    shifts: str = ",".join(SHIFTS),
-    ltv_seeds: int = RegressionSettings.ltv_seeds,
+    n_test: presets.CountOption = None,
+    shifts: str | None = None,
+    ltv_seeds: presets.CountOption = None,
 ) -> None:
     """The regression study of several function classes and its summary over them."""
+    given = {"functions": functions, "steps": steps, "n_test": n_test, "shifts": shifts}
+    size = presets.sized(PRESETS, preset, **given, ltv_seeds=ltv_seeds)
+    out = presets.folder(out, preset, "regression_study")
     studies.study_regression(
-        functions, out, seed=seed, steps=steps, n_test=n_test, shifts=shifts, ltv_seeds=ltv_seeds
+        size.functions,
+        out,
+        device=size.device,
+        seed=seed,
+        steps=size.steps,
+        n_test=size.n_test,
+        shifts=size.shifts,
+        ltv_seeds=size.ltv_seeds,
     )
     results = pd.read_csv(out / "results.csv")
     trained = pd.read_csv(out / "models.csv").set_index("functions")["train_points"]
@@ -112,7 +145,4 @@ def _gains(part: pd.DataFrame, points: int, metric: str) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except TvlensError as error:
-        sys.exit(f"error: {error}")
+    presets.run(main)

@@ -1,8 +1,8 @@
 """Every vector that competes with the Learnable Task Vector, on text and on regression.
 
-    python analyses/rivals.py --preset smoke                       # minutes
-    python analyses/rivals.py --preset small                       # an hour and a half on two cores
-    python analyses/rivals.py --tasks antonym --data FOLDER --functions "" --out runs/rivals
+    python -m analyses.rivals --preset smoke
+    python -m analyses.rivals                                      # an hour and a half on two cores
+    python -m analyses.rivals --tasks antonym --data FOLDER --functions "" --out runs/antonym
 
 Runs `tvlens study text --methods all` and `tvlens study regression --methods all` in OUT/text and
 OUT/regression, or goes on where an earlier call stopped, then writes to OUT
@@ -17,19 +17,17 @@ OUT/regression, or goes on where an earlier call stopped, then writes to OUT
 - figures of all of these.
 """
 
-import sys
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
-import typer
 
+from analyses import presets
 from tvlens import figures
 from tvlens.cli import options
-from tvlens.cli.studies import read_functions
 from tvlens.console import progress_bar, say, with_interval
-from tvlens.errors import TvlensError
 from tvlens.evaluation.likeness import likeness
 from tvlens.evaluation.methods import evaluate
 from tvlens.runs.run import Run
@@ -65,61 +63,94 @@ METRICS = {
     "d_ntp_labels": "d_NTP, labels",
 }
 LOWER = ("cross_entropy", "d_ntp", "d_ntp_labels")
-SMALL_TEXT: dict[str, Any] = {"n_means": 60, "n_mediation": 20, "n_test": 40}
-SMALL_STEPS = 40
-SMOKE_TEXT: dict[str, Any] = {"n_means": 30, "n_mediation": 8, "n_test": 12}
-SMOKE_POINTS: dict[str, Any] = {
-    "n_means": 64,
-    "n_mediation": 16,
-    "n_test": 16,
-    "n_oracle": 4,
-    "n_slow": 2,
-    "n_dummy": 4,
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size(presets.Size):
+    """How much is done.
+
+    Attributes:
+        text: settings of the text study that are not the usual ones.
+        text_fit: the same of its trainings.
+        points: the same of the regression study.
+        points_fit: the same of its trainings.
+        ks: numbers of heads of sparse LTVs and function vectors.
+    """
+
+    text: Mapping[str, Any] = field(default_factory=dict)
+    text_fit: Mapping[str, Any] = field(default_factory=dict)
+    points: Mapping[str, Any] = field(default_factory=dict)
+    points_fit: Mapping[str, Any] = field(default_factory=dict)
+    ks: tuple[int, ...] = KS
+
+    def text_settings(self, shots: int, seed: int) -> TextSettings:
+        """What the text study does."""
+        ltv = replace(options.fit_settings("default", None, shots), **self.text_fit)
+        every = methods_named("all")
+        once = {"ltv_seeds": 1, "control_draws": 1, "methods": every}
+        return TextSettings(seed=seed, shots=shots, ltv=ltv, **once, **self.text)
+
+    def regression_settings(self, seed: int) -> RegressionSettings:
+        """What the regression study does."""
+        every = methods_named("all")
+        once = {"ltv_seeds": 1, "control_draws": 1, "shifts": ("none",), "methods": every}
+        settings = RegressionSettings(seed=seed, **once, **self.points)
+        return replace(settings, ltv=replace(settings.ltv, **self.points_fit))
+
+
+PRESETS: dict[presets.Name, Size] = {
+    "smoke": Size(
+        tasks="present-past",
+        functions="linear",
+        text={"n_means": 16, "n_mediation": 3, "n_test": 4},
+        text_fit={"steps": 3, "n_prompts": 16, "n_validation": 2},
+        points={
+            "n_means": 64,
+            "n_mediation": 16,
+            "n_test": 16,
+            "n_oracle": 4,
+            "n_slow": 2,
+            "n_dummy": 4,
+        },
+        points_fit={"steps": 5, "n_prompts": 128, "n_validation": 64},
+        ks=KS[:3],
+    ),
+    "small": Size(
+        tasks=TASKS,
+        functions=FUNCTIONS,
+        text={"n_means": 60, "n_mediation": 20, "n_test": 40},
+        text_fit={"steps": 40},
+    ),
+    "paper": Size(tasks=presets.PAPER_TASKS, functions=",".join(presets.STANDARD), **presets.PAPER),
 }
 
 
 def main(
-    preset: Literal["smoke", "small"] = "small",
-    tasks: options.TasksOption = TASKS,
-    functions: str = FUNCTIONS,
-    out: options.OutOption = Path("runs/rivals"),
+    preset: presets.PresetOption = "small",
+    tasks: presets.TasksOption = None,
+    functions: presets.FunctionsOption = None,
+    out: presets.OutOption = None,
     data: options.DataOption = None,
-    model: options.ModelOption = "smollm2-135m",
+    model: presets.ModelOption = None,
     shots: options.ShotsOption = 10,
     seed: options.SeedOption = 0,
 ) -> None:
     """Every method on text tasks and on function classes, and tables of what beats what."""
-    smoke = preset == "smoke"
-    every = methods_named("all")
-    if tasks:
-        chosen = options.read_tasks(tasks.split(",")[0] if smoke else tasks, data, "error")
-        settings = TextSettings(
-            seed=seed,
-            shots=shots,
-            ltv=options.fit_settings("default", SMALL_STEPS, shots),
-            ltv_seeds=1,
-            control_draws=1,
-            methods=every,
-            **SMALL_TEXT,
-        )
-        if smoke:
-            ltv = replace(settings.ltv, steps=20, n_prompts=40, n_validation=8)
-            settings = replace(settings, ltv=ltv, **SMOKE_TEXT)
-        lens = options.load_lens(model, "bridge")
+    size = presets.sized(PRESETS, preset, tasks=tasks, functions=functions, model=model)
+    out = presets.folder(out, preset, "rivals")
+    models, digests = size.regression_models() if size.functions else ({}, {})
+    if size.tasks:
+        chosen = options.read_tasks(size.tasks, data, "error")
+        settings = size.text_settings(shots, seed)
+        lens = size.lens()
         plans = text_plans(lens, chosen, settings)
         with options.open_run(out / "text", "study text", lens, chosen, settings) as run:
             found = study_all(plans, run, say=say)
             text_tables(out, plans, found, run)
         with options.open_run(out / "text", "study text", lens, chosen, settings) as run:
-            heads_needed(out, plans, run, KS[:3] if smoke else KS)
-    if functions:
-        models, digests = read_functions(functions.split(",")[0] if smoke else functions, "bridge")
-        points = RegressionSettings(
-            seed=seed, ltv_seeds=1, control_draws=1, shifts=("none",), methods=every
-        )
-        if smoke:
-            ltv = replace(points.ltv, steps=20, n_prompts=128, n_validation=64)
-            points = replace(points, ltv=ltv, **SMOKE_POINTS)
+            heads_needed(out, plans, run, size.ks)
+    if models:
+        points = size.regression_settings(seed)
         config = {"functions": list(models), "backend": "bridge", "settings": asdict(points)}
         folder, seeds = out / "regression", {"seed": seed}
         with Run.open(folder, "study regression", config, data=digests, seeds=seeds) as run:
@@ -217,11 +248,11 @@ def heads_needed(out: Path, plans: dict[str, TextPlan], run: Run, ks: tuple[int,
         frames.append(run.step(f"{name}/heads-needed", compute)["table"])
     table = pd.concat(frames, ignore_index=True)
     run.write_table("heads_needed", table)
-    run.write_figure("heads-needed", figures.heads_needed(table))
     rows = table[(table["prompt"] == "zero") & (table["metric"] == "accuracy")].copy()
     rows["text"] = [with_interval(r.value, r.ci_low, r.ci_high) for r in rows.itertuples()]
     shown = rows.pivot(index=["task", "method"], columns="k", values="text").reset_index()
     print(write_tables(out, "heads_needed", table, shown.fillna("")))
+    run.write_figure("heads-needed", figures.heads_needed(table))
 
 
 def _by_heads(
@@ -305,7 +336,4 @@ def regression_table(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except TvlensError as error:
-        sys.exit(f"error: {error}")
+    presets.run(main)

@@ -1,27 +1,29 @@
 """Do vectors carry over: to other layouts, to other tasks, into running text?
 
-    python analyses/transfer.py --study runs/rivals/text             # after analyses/rivals.py
-    python analyses/transfer.py --study runs/study/text --methods ltv,fv_layer --out runs/transfer
+    python -m analyses.transfer                                      # after analyses.rivals
+    python -m analyses.transfer --study runs/study/text --methods ltv,fv_layer --out runs/transfer
 
-Reads the vectors of zero-shot prompts in a text study's run folder, all learned in the study's own
-layout, and asks zero-shot prompts of the test split. Writes to the run folder
+Reads the vectors of zero-shot prompts in a text study's run folder, that of `analyses.rivals` of
+the same preset if none is named (preset smoke reads two tasks of it). All were learned in the
+study's own layout; they are asked zero-shot prompts of the test split. Writes to the run folder
 - transfer.csv: method, learned_on, task, layout, accuracy and its interval, of every vector on
   every task in the study's layout, and of every task's own vector in every layout,
 - formats.{csv,md,tex} and tasks.{csv,md,tex}: its two halves as tables,
 - figures: who helps whom, and what is left in another layout.
 """
 
-import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import pandas as pd
 import typer
 
+from analyses import presets
 from tvlens import figures
 from tvlens.cli import options
 from tvlens.console import progress_bar, say, with_interval
-from tvlens.errors import RunError, TvlensError
+from tvlens.errors import RunError
 from tvlens.evaluation.methods import evaluate
 from tvlens.lens.lens import Lens
 from tvlens.runs.tables import write_tables
@@ -40,26 +42,59 @@ LAYOUTS: dict[str, Template] = TEMPLATES | {
 }
 """The layouts of `tvlens.tasks`, and one that is a sentence."""
 OWN = "question-answer"
-SMOKE = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size(presets.Size):
+    """How much is done.
+
+    Attributes:
+        n_tasks: tasks that are read, in the order of their names; all if None.
+    """
+
+    n_tasks: int | None = None
+
+
+PRESETS: dict[presets.Name, Size] = {
+    "smoke": Size(n_tasks=2),
+    "small": Size(),
+    "paper": Size(**presets.PAPER),
+}
 
 
 def main(
-    study: Annotated[Path, typer.Option("--study", help="Run folder of `tvlens study text`.")],
-    preset: Literal["smoke", "small"] = "small",
+    preset: presets.PresetOption = "small",
+    study: Annotated[
+        Path | None,
+        typer.Option(
+            "--study",
+            help="Run folder of `tvlens study text`.",
+            show_default="runs/PRESET/rivals/text",
+        ),
+    ] = None,
     methods: str = METHODS,
-    out: options.OutOption = Path("runs/transfer"),
+    out: presets.OutOption = None,
     data: options.DataOption = None,
-    model: options.ModelOption = "smollm2-135m",
+    model: presets.ModelOption = None,
     seed: options.SeedOption = 0,
 ) -> None:
     """Vectors of one text study in other layouts and on other tasks."""
+    if study is None:
+        study = presets.folder(None, preset, "rivals") / "text"
+        if not study.is_dir():
+            raise RunError(
+                f"there is no folder {study}; run `python -m analyses.rivals --preset {preset}` "
+                "first, or name the run folder of a text study with --study"
+            )
+    size = presets.sized(PRESETS, preset, model=model)
+    out = presets.folder(out, preset, "transfer")
     names = [name.strip() for name in methods.split(",") if name.strip()]
     for name in names:
         method(name)
     files = vector_files(study, names)
-    found = sorted({task for task, _ in files})[: SMOKE if preset == "smoke" else None]
+    found = sorted({task for task, _ in files})[: size.n_tasks]
     tasks = options.read_tasks(",".join(found), data, "error")
-    lens = options.load_lens(model, "bridge")
+    lens = size.lens()
     settings = TextSettings(seed=seed)
     vectors = {f"{task} {name}": files[task, name] for task in found for name in names}
     frames = []
@@ -150,7 +185,4 @@ def _wide(table: pd.DataFrame, across: str) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except TvlensError as error:
-        sys.exit(f"error: {error}")
+    presets.run(main)

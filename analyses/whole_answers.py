@@ -1,7 +1,8 @@
 """Vectors trained on whole answers, and where the first token misleads.
 
-    python analyses/whole_answers.py                                      # eleven shipped tasks
-    python analyses/whole_answers.py --tasks first-letter --n-test 20 --out runs/whole-answers-short
+    python -m analyses.whole_answers --preset smoke
+    python -m analyses.whole_answers                                 # five shipped tasks
+    python -m analyses.whole_answers --tasks first-letter --n-test 20 --out runs/first-letter
 
 Per task: Learnable Task Vectors trained on the first answer token, as in the papers, and on the
 whole answer and its end; added once, at the query, or there and at every new position; with head
@@ -21,23 +22,20 @@ Written to the run folder, which resumes
 - results, trainings and effects as tidy tables; figures/whole-answers.{pdf,png}.
 """
 
-import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Any
 
 import pandas as pd
-import typer
 
 import tvlens
+from analyses import presets
 from tvlens import figures
 from tvlens.cli import options
 from tvlens.console import progress_bar, say, with_interval
-from tvlens.errors import TvlensError
 from tvlens.runs.run import Run
 from tvlens.runs.tables import write_tables
 from tvlens.scores.agreement import spearman
@@ -50,7 +48,7 @@ from tvlens.vectors.vector import TaskVector, Vector
 STUDIED = "present-past,singular-plural,country-nationality,verb-gerund,capitalize-word"
 LETTERS = "capitalize-first-letter,first-letter"
 LONGER = "choose-first-of-3,uppercase-word,country-capital,country-currency"
-TASKS = f"{STUDIED},{LETTERS},{LONGER}"
+ALL = f"{STUDIED},{LETTERS},{LONGER}"
 
 FIRST = tvlens.FitSettings()
 ONCE = replace(FIRST, answer="whole")
@@ -66,23 +64,50 @@ TRAININGS: dict[str, tuple[tvlens.FitSettings, Any]] = {
 KINDS: tuple[Any, ...] = ("zero", "shuffled")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Size(presets.Size):
+    """How much is done.
+
+    Attributes:
+        steps: training steps at most, if not the usual.
+        n_means: clean prompts of head means.
+        n_effects: prompts of indirect effects.
+        n_test: test prompts of each kind; every pair if None.
+    """
+
+    steps: int | None = None
+    n_means: int = 100
+    n_effects: int = 25
+    n_test: int | None = None
+
+
+PRESETS: dict[presets.Name, Size] = {
+    "smoke": Size(tasks="capitalize-word", steps=2, n_means=12, n_effects=2, n_test=2),
+    "small": Size(tasks=STUDIED, steps=40, n_means=60, n_effects=8, n_test=40),
+    "paper": Size(tasks=ALL, **presets.PAPER),
+}
+
+
 def main(
-    tasks: options.TasksOption = TASKS,
-    out: options.OutOption = Path("runs/whole-answers"),
+    preset: presets.PresetOption = "small",
+    tasks: presets.TasksOption = None,
+    out: presets.OutOption = None,
     data: options.DataOption = None,
-    model: options.ModelOption = "smollm2-135m",
+    model: presets.ModelOption = None,
     shots: options.ShotsOption = 10,
     steps: options.StepsOption = None,
-    n_means: Annotated[int, typer.Option(min=1, help="Clean prompts of head means.")] = 100,
-    n_effects: Annotated[int, typer.Option(min=1, help="Prompts of indirect effects.")] = 25,
-    n_test: Annotated[int | None, typer.Option(min=1, help="Test prompts; all pairs if none.")] = (
-        None
-    ),
+    n_means: presets.CountOption = None,
+    n_effects: presets.CountOption = None,
+    n_test: presets.CountOption = None,
     seed: options.SeedOption = 0,
 ) -> None:
     """Vectors of first tokens and of whole answers on several tasks, and tables of them."""
-    chosen = options.read_tasks(tasks, data, "error")
-    lens = options.load_lens(model, "bridge")
+    given = {"tasks": tasks, "model": model, "steps": steps, "n_means": n_means}
+    size = presets.sized(PRESETS, preset, **given, n_effects=n_effects, n_test=n_test)
+    out = presets.folder(out, preset, "whole_answers")
+    steps, n_means, n_effects, n_test = size.steps, size.n_means, size.n_effects, size.n_test
+    chosen = options.read_tasks(size.tasks, data, "error")
+    lens = size.lens()
     trainings = {
         name: (replace(fit, steps=steps or fit.steps), at) for name, (fit, at) in TRAININGS.items()
     }
@@ -116,10 +141,10 @@ def main(
         run.write_table("results", tidy)
         run.write_table("trainings", of_training)
         run.write_table("effects", pd.concat(effects, ignore_index=True))
-        run.write_figure("whole-answers", figures.answer_dots(tidy))
         text = write_tables(out, "whole-answers", *_summary(tidy, of_training))
         gap = pd.DataFrame(gaps)
         print(f"{text}\n{write_tables(out, 'gaps', gap, gap)}")
+        run.write_figure("whole-answers", figures.answer_dots(tidy))
     say(f"Wrote {out / 'whole-answers.csv'}")
 
 
@@ -292,7 +317,4 @@ def _gap(
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except TvlensError as error:
-        sys.exit(f"error: {error}")
+    presets.run(main)

@@ -54,8 +54,9 @@ for name, score in scores.items():
     print(f"{name:6}", score.top(6))
 
 # %%
-grids = {"aie": aie.scores, "facilitating": gates.facilitating.scores}
-tvlens.figures.score_maps(grids, task=task.name, k=10, unit="effect / gate")
+of_gates = gates.facilitating.scores
+grids = {"aie": aie.scores, "contribution": ltv.scores, "facilitating": of_gates}
+tvlens.figures.score_maps(grids, task=task.name, k=10)
 
 # %% [markdown]
 # Do they name the same heads? Overlap of the ten best, beside what chance would give:
@@ -91,6 +92,10 @@ areas = areas[areas["metric"].isin(["accuracy", "accuracy_minus_random"]) & (are
 areas.pivot(index="score", columns="metric", values="value").round(3)
 
 # %% [markdown]
+# Learned, causal and gated heads are largely different ones, and none of the three sets is needed
+# more than random ones: at the last token the model loses little without a fifth of its heads,
+# whichever they are. A head can carry the task and be dispensable.
+#
 # ## The same of functions in context
 #
 # A small transformer that was trained to infer linear functions from points. Every prompt has a
@@ -121,5 +126,8 @@ ablation = tvlens.ablate(points, asked, sets, means=of_class)
 tvlens.figures.ablation_curves(ablation.to_frame(), metric="squared_error")
 
 # %% [markdown]
+# Every head that goes costs something here, and the best by a score cost about as much as random
+# ones until many are gone; then those that the LTV weighs cost most.
+#
 # Overlap says which heads two methods share; ablation says which of the two sets the model needs.
 # A table of one without the other is half an answer.

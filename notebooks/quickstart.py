@@ -166,6 +166,6 @@ HTML(attention_heads(pattern[None].double().round(decimals=3), tokens, [label]).
 # - Fewer heads: `tvlens.FitSettings(l1=0.01)` or `FitSettings(top_k=10)`, and `settings=` in
 #   `fit_ltv`.
 # - The published training: `settings=tvlens.FitSettings.paper()`, and
-#   `analyses/weight_travel.py` for why its weights stay where they started.
+#   `python -m analyses.weight_travel` for why its weights stay where they started.
 # - Everything at once, for several tasks, in a folder with tables and figures:
 #   `tvlens study text --tasks present-past,antonym --out runs/mine`.

@@ -11,7 +11,8 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOKS = [ROOT / "notebooks" / f"{name}.ipynb" for name in ("heads", "patching", "quickstart")]
+NAMES = ("fidelity", "heads", "patching", "quickstart", "your-own")
+NOTEBOOKS = [ROOT / "notebooks" / f"{name}.ipynb" for name in NAMES]
 
 
 @pytest.fixture

@@ -1,20 +1,19 @@
 """Every analysis runs on a tiny model from any folder, writes what it says, and resumes."""
 
+import os
 import re
 import runpy
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from helpers import tiny_regression, trained
 
-ANALYSES = Path(__file__).parents[2] / "analyses"
+ROOT = Path(__file__).parents[2]
 SHOTS = str(trained.SHOTS)
 
 
@@ -29,22 +28,17 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture
-def functions(monkeypatch):
-    """Gives the names that a script defines."""
-    monkeypatch.syspath_prepend(str(ANALYSES))
-    return lambda script: SimpleNamespace(**runpy.run_path(str(ANALYSES / script)))
-
-
-@pytest.fixture
 def again(monkeypatch, capsys):
-    """Calls a script in this process, which is quicker; what it prints."""
+    """Calls an analysis in this process, which is quicker; what it prints."""
 
-    def call(script, folder, *options):
-        monkeypatch.syspath_prepend(str(ANALYSES))
+    def call(name, folder, *options):
+        monkeypatch.syspath_prepend(str(ROOT))
         monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "argv", [script, *options])
+        monkeypatch.setattr(sys, "argv", [name, *map(str, options)])
+        # What runs as a command is not the module that a test may have imported.
+        monkeypatch.delitem(sys.modules, f"analyses.{name}", raising=False)
         try:
-            runpy.run_path(str(ANALYSES / script), run_name="__main__")
+            runpy.run_module(f"analyses.{name}", run_name="__main__")
         except SystemExit as end:
             if end.code:
                 raise
@@ -53,10 +47,11 @@ def again(monkeypatch, capsys):
     return call
 
 
-def run(script, folder, *options):
-    """Calls a script from another folder; what it prints."""
-    command = [sys.executable, ANALYSES / script, *options]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+def run(name, folder, *options):
+    """Calls an analysis from another folder; what it prints."""
+    command = [sys.executable, "-m", f"analyses.{name}", *options]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -66,11 +61,19 @@ def steps(folder):
     return {path: path.stat().st_mtime_ns for path in folder.glob("steps/**/*") if path.is_file()}
 
 
+def assert_tables_first(folder):
+    """No table of a run is written after its first figure."""
+    figures = [path.stat().st_mtime_ns for path in folder.glob("figures/*")]
+    tables = [path.stat().st_mtime_ns for path in folder.glob("*.csv")]
+    assert tables
+    assert max(tables) <= min(figures)
+
+
 def test_text_study_writes_both_summaries_and_resumes(model, data, tmp_path, again):
     options = ["--model", model, "--data", str(data), "--tasks", ",".join(trained.TASKS)]
     options += ["--shots", SHOTS, "--steps", "4", "--ltv-seeds", "2", "--n-test", "6"]
     options += ["--out", "found"]
-    said = run("text_study.py", tmp_path, *options)
+    said = run("text_study", tmp_path, *options)
     found = tmp_path / "found"
     for name in ("summary", "headset_summary"):
         assert (found / f"{name}.md").read_text() in said
@@ -89,7 +92,7 @@ def test_text_study_writes_both_summaries_and_resumes(model, data, tmp_path, aga
 
     before = steps(found)
     assert before
-    assert again("text_study.py", tmp_path, *options) == said
+    assert again("text_study", tmp_path, *options) == said
     assert steps(found) == before
 
 
@@ -97,11 +100,12 @@ def test_weight_travel_shows_that_the_paper_weights_stay(model, data, tmp_path, 
     task = next(iter(trained.TASKS))
     options = ["--model", model, "--task", str(data / f"{task}.json"), "--shots", SHOTS]
     options += ["--steps", "20", "--seeds", "2", "--out", "found"]
-    said = run("weight_travel.py", tmp_path, *options)
+    said = run("weight_travel", tmp_path, *options)
     found = tmp_path / "found"
     assert (found / "summary.md").read_text() in said
     assert (found / "summary.tex").exists()
     assert (found / "figures" / "weight-travel.pdf").stat().st_size > 1000
+    assert_tables_first(found)
 
     table = pd.read_csv(found / "summary.csv").set_index(["preset", "seed"])
     assert list(table.index) == [("paper", 0), ("paper", 1), ("default", 0), ("default", 1)]
@@ -121,14 +125,14 @@ def test_weight_travel_shows_that_the_paper_weights_stay(model, data, tmp_path, 
     assert (travel.groupby(["preset", "seed"])["step"].max() == 20).all()
 
     before = steps(found)
-    assert again("weight_travel.py", tmp_path, *options) == said
+    assert again("weight_travel", tmp_path, *options) == said
     assert steps(found) == before
 
 
 def test_a_mistake_ends_in_one_line(tmp_path, again):
     message = "error: unknown task 'present-pats': did you mean 'present-past'"
     with pytest.raises(SystemExit, match=re.escape(message)) as end:
-        again("weight_travel.py", tmp_path, "--task", "present-pats")
+        again("weight_travel", tmp_path, "--task", "present-pats")
     assert "\n" not in end.value.code
     assert not list(tmp_path.iterdir())
 
@@ -146,7 +150,7 @@ SMALL = ["--steps", "3", "--n-test", "8"]
 
 def test_regression_study_writes_summary_and_claims(regression, again):
     words = ["--functions", "tiny.safetensors", "--out", "run", "--shifts", "none", *SMALL]
-    said = again("regression_study.py", regression, *words, "--ltv-seeds", "1")
+    said = again("regression_study", regression, *words, "--ltv-seeds", "1")
     results = pd.read_csv(regression / "run" / "results.csv")
     summary = pd.read_csv(regression / "run" / "summary.csv").set_index("method")
     rows = results[
@@ -166,12 +170,13 @@ def test_whole_answers_compares_what_is_trained_on_them(model, data, tmp_path, a
     options = ["--model", model, "--data", str(data), "--tasks", ",".join(trained.TASKS)]
     options += ["--shots", SHOTS, "--steps", "4", "--n-test", "6", "--n-means", "10"]
     options += ["--n-effects", "4", "--out", "found"]
-    said = again("whole_answers.py", tmp_path, *options)
+    said = again("whole_answers", tmp_path, *options)
     found = tmp_path / "found"
     for name in ("whole-answers", "gaps"):
         assert (found / f"{name}.md").read_text() in said
         assert (found / f"{name}.tex").read_text().startswith(r"\begin{tabular}")
     assert (found / "figures" / "whole-answers.pdf").stat().st_size > 1000
+    assert_tables_first(found)
 
     table = pd.read_csv(found / "whole-answers.csv").set_index(["task", "method"])
     methods = ["first token, once", "first token, everywhere", "whole, once", "whole, everywhere"]
@@ -198,43 +203,47 @@ def test_whole_answers_compares_what_is_trained_on_them(model, data, tmp_path, a
     assert np.allclose(gaps["gap"], gap)
 
     before = steps(found)
-    assert again("whole_answers.py", tmp_path, *options) == said
+    assert again("whole_answers", tmp_path, *options) == said
     assert steps(found) == before
 
 
-def test_claims_follow_from_the_gains(functions):
-    script = functions("regression_study.py")
-    gains = {"bare": None, "fv_layer_class": 1.1, "ltv_class": 2.0, "ltv_prompt": 0.5}
-    gains |= {"ltv_lengths_class": 1.5, "ltv_lengths_prompt": 1.05, "random_class": 0.9}
-    rows = [
-        {
-            "functions": "linear",
-            "shift": "none",
-            "prompt": "clean",
-            "points": points,
-            "method": method,
-            "metric": metric,
-            "value": gain,
-            "ci_low": gain - 0.1,
-            "ci_high": gain + 0.1,
-            "n": 8,
-        }
-        for method, gain in gains.items()
-        if gain is not None
-        for points, metric in ((12, "gain"), (31, "gain"), (31, "gain_past"))
-    ]
-    claims = script.claims(pd.DataFrame(rows), pd.Series({"linear": 12}))
-    assert list(claims["holds"]) == [
-        *("yes", "yes", "yes", "yes"),
-        *("no", "(yes)", "(no)", "(no)"),
-        "(yes)",
-    ]
-    assert claims["gain"][0] == "2.00 [1.90, 2.10]"
+def test_patching_says_where_the_task_moves(regression, model, data, again):
+    first = next(iter(trained.TASKS))
+    words = ["--preset", "smoke", "--tasks", first, "--data", data, "--model", model]
+    words += ["--shots", SHOTS, "--regression", "tiny.safetensors", "--out", "patching"]
+    said = again("patching", regression, *words)
+    found = regression / "patching"
+    assert (found / "moves.md").read_text() in said
+    table = pd.read_csv(found / "patching.csv")
+    assert {*table["direction"]} == {"denoising", "noising"}
+    assert {*table["task"]} == {first, "tiny.safetensors"}
+    assert {path.stem for path in (found / "figures").iterdir()} == {
+        "roles-text",
+        "roles-regression",
+    }
+    assert_tables_first(found)
+    before = steps(found)
+    assert again("patching", regression, *words) == said
+    assert steps(found) == before
+
+
+def test_approximation_is_held_against_exact_effects(model, data, tmp_path, again):
+    first = next(iter(trained.TASKS))
+    words = ["--preset", "smoke", "--tasks", first, "--data", data, "--model", model]
+    words += ["--shots", SHOTS, "--screen", "4", "--out", "found"]
+    said = again("approximation", tmp_path, *words)
+    assert (tmp_path / "found" / "approximation.md").read_text() in said
+    table = pd.read_csv(tmp_path / "found" / "approximation.csv").iloc[0]
+    assert table["prompts"] == 3
+    assert -1 <= table["Spearman"] <= 1
+    before = steps(tmp_path / "found")
+    assert again("approximation", tmp_path, *words) == said
+    assert steps(tmp_path / "found") == before
 
 
 def test_error_ratio_measures_both_kinds_of_rows(regression, again):
     words = ["tiny.safetensors", "--out", "ratio", *SMALL]
-    again("error_ratio.py", regression, *words)
+    again("error_ratio", regression, *words)
     table = pd.read_csv(regression / "ratio" / "summary.csv")
     assert list(table["points"]) == [6, 9, 12, 15] * 2
     assert list(table["rows"]) == ["untrained"] * 4 + ["re-used"] * 4
@@ -249,9 +258,10 @@ def test_ablation_of_both_modalities(regression, model, data, again):
     names = ",".join(trained.TASKS)
     words = ["--preset", "smoke", "--data", str(data), "--tasks", names, "--model", model]
     words += ["--shots", SHOTS, "--functions", "tiny.safetensors", "--out", "ablation"]
-    said = again("ablation.py", regression, *words)
+    said = again("ablation", regression, *words)
     both = regression / "ablation" / "both"
     assert (both / "summary.md").read_text() in said
+    assert_tables_first(both)
     table = pd.read_csv(both / "ablation.csv")
     assert list(table["task"].unique()) == [*trained.TASKS, "tiny"]
     figures = {path.stem for path in (both / "figures").iterdir()}
@@ -278,18 +288,18 @@ def test_ablation_of_both_modalities(regression, model, data, again):
     assert {"seven-on aie", "tiny aie"} <= {*depths["first"], *depths["second"]}
     assert set(pd.read_csv(both / "task_agreement.csv")["first"]) == set(trained.TASKS)
     before = steps(regression / "ablation" / "text")
-    assert again("ablation.py", regression, *words) == said
+    assert again("ablation", regression, *words) == said
     assert steps(regression / "ablation" / "text") == before
 
 
 def test_both_modalities_are_put_side_by_side(regression, model, data, again, tmp_path):
     names = ",".join(trained.TASKS)
     text = ["--data", data, "--tasks", names, "--model", model, "--shots", SHOTS, "--steps", "3"]
-    run("text_study.py", tmp_path, *map(str, text), "--out", "text", "--ltv-seeds", "2")
+    run("text_study", tmp_path, *map(str, text), "--out", "text", "--ltv-seeds", "2")
     words = ["--functions", "tiny.safetensors", "--shifts", "none", *SMALL, "--ltv-seeds", "2"]
-    again("regression_study.py", regression, *words, "--out", tmp_path / "regression")
+    again("regression_study", regression, *words, "--out", tmp_path / "regression")
     said = again(
-        "modalities.py", tmp_path, "--text", "text", "--regression", "regression", "--out", "both"
+        "modalities", tmp_path, "--text", "text", "--regression", "regression", "--out", "both"
     )
     table = pd.read_csv(tmp_path / "both" / "modalities.csv")
     assert list(table["modality"]) == ["text"] * 2 + ["regression"] * 4
@@ -297,32 +307,20 @@ def test_both_modalities_are_put_side_by_side(regression, model, data, again, tm
     for name in ("effective share, AIE", "effective share, LTV"):
         assert table[name].dropna().between(0, 1).all()
     assert (tmp_path / "both" / "figures" / "modalities.pdf").stat().st_size
+    assert_tables_first(tmp_path / "both")
     methods = pd.read_csv(tmp_path / "both" / "methods.csv")
     assert list(methods["task"]) == [*trained.TASKS, "tiny"]
     assert "Head sets of an eighth" in said
 
 
-def test_modalities_needs_both_runs(functions, tmp_path):
-    from tvlens.errors import RunError
-
-    script = functions("modalities.py")
-    with pytest.raises(RunError, match="csv is not there; run `tvlens study text`"):
-        script.main(text=tmp_path / "a", regression=tmp_path / "b", out=tmp_path / "c")
-
-
-def test_effective_share_and_depth_by_hand(functions):
-    script = functions("modalities.py")
-    scores = torch.tensor([[1.0, 1.0], [0.0, -3.0], [2.0, 0.0]])
-    # (1 + 1 + 2)² / (1 + 1 + 4) = 8 / 3 of six heads; half of the mass in the last of three layers.
-    assert script.effective_share(scores) == pytest.approx(8 / 3 / 6)
-    assert script.depth(scores) == pytest.approx(0.5)
-
-
-def test_rivals_stand_in_tables_and_their_vectors_carry_over(model, data, tmp_path, again):
+def test_rivals_stand_in_tables_and_their_vectors_carry_over(
+    model, data, regression, tmp_path, again
+):
     first = next(iter(trained.TASKS))
     options = ["--preset", "smoke", "--model", model, "--data", str(data), "--shots", SHOTS]
-    options += ["--tasks", first, "--functions", "linear", "--out", "rivals"]
-    said = again("rivals.py", tmp_path, *options)
+    options += ["--tasks", first, "--functions", str(regression / "tiny.safetensors")]
+    options += ["--out", "rivals"]
+    said = again("rivals", tmp_path, *options)
     found = tmp_path / "rivals"
     table = pd.read_csv(found / "text.csv")
     assert {"LTV", "head mixing", "in-context vector", "Hendel's task vector"} <= {*table["method"]}
@@ -335,22 +333,23 @@ def test_rivals_stand_in_tables_and_their_vectors_carry_over(model, data, tmp_pa
     assert row["d_NTP"] == own["d_ntp"]
     heads = pd.read_csv(found / "heads_needed.csv")
     assert {*heads["method"]} == {"LTV", "L1", "FV"}
-    assert {*heads.loc[heads["method"] != "L1", "k"]} == {1, 2, 3, 8}
+    assert {*heads.loc[heads["method"] != "L1", "k"]} == {1, 3, 8}
     errors = pd.read_csv(found / "regression.csv")
     assert {"1 T", "1.5 T", "2.5 T"} <= {*errors.columns}
     assert "below the LTV of the class" in said
     for name in ("rivals-accuracy", "rivals-d_ntp", f"states-{first}", "heads-needed"):
         assert (found / "text" / "figures" / f"{name}.pdf").stat().st_size > 1000
     before = steps(found / "text"), steps(found / "regression")
-    assert again("rivals.py", tmp_path, *options) == said
+    assert again("rivals", tmp_path, *options) == said
     assert (steps(found / "text"), steps(found / "regression")) == before
 
     options = ["--study", str(found / "text"), "--model", model, "--data", str(data)]
-    again("transfer.py", tmp_path, *options, "--out", "transfer")
+    again("transfer", tmp_path, *options, "--out", "transfer")
+    assert_tables_first(tmp_path / "transfer")
     carried = pd.read_csv(tmp_path / "transfer" / "transfer.csv")
     assert {*carried["layout"]} == {"question-answer", "input-output", "arrow", "running text"}
     there = carried.query("layout == 'question-answer' and method == 'ltv'")["value"].item()
     assert there == own["accuracy"]
     message = "rivals holds no vectors of ltv, fv_layer, mixing for zero-shot prompts"
     with pytest.raises(SystemExit, match=message):
-        again("transfer.py", tmp_path, "--study", str(found), "--out", "none")
+        again("transfer", tmp_path, "--study", str(found), "--out", "none")

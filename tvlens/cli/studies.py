@@ -129,6 +129,7 @@ def study_regression(
     ],
     out: OutOption,
     backend: BackendOption = "bridge",
+    device: DeviceOption = None,
     seed: SeedOption = 0,
     steps: StepsOption = None,
     n_test: Annotated[
@@ -167,7 +168,7 @@ def study_regression(
     settings = RegressionSettings(**{key: x for key, x in asked.items() if x is not None})
     if steps is not None:
         settings = replace(settings, ltv=replace(settings.ltv, steps=steps))
-    models, data = read_functions(functions, backend)
+    models, data = read_functions(functions, backend, device)
     plans = regression_plans(models, settings)
     for plan, shift in product(plans.values(), settings.shifts):
         replace(plan.task, shift=shift)  # refuses an unknown shift before the folder is claimed
@@ -186,7 +187,7 @@ def study_regression(
 
 
 def read_functions(
-    names: str, backend: BackendKind
+    names: str, backend: BackendKind, device: str | None = None
 ) -> "tuple[dict[str, tuple[Lens, FunctionTask]], dict[str, str]]":
     """The models of function classes by name, each with its class as a task, and their digests.
 
@@ -194,9 +195,10 @@ def read_functions(
         names: function classes that have a shipped model, shipped models or files, separated by
             commas.
         backend: how they are looked at.
+        device: where they are put; the CPU if None.
 
     Raises:
-        UnknownNameError: there is no such class, model or file, or none is named.
+        UnknownNameError: there is no such class, model, file or device, or none is named.
     """
     from tvlens.lens.loading import load
     from tvlens.models.catalogue import is_regression, list_shipped, read_regression
@@ -219,7 +221,7 @@ def read_functions(
         model, card = read_regression(source)
         label = name.removesuffix(".safetensors").replace("/", "-").strip("-.")
         task = FunctionTask.of_card(label, card, model.sizes.n_dims)
-        found[label] = load(source, backend=backend), task
+        found[label] = load(source, backend=backend, device=device), task
         digests |= {label: task.digest, f"{label}, weights": model.digest}
     return found, digests
 

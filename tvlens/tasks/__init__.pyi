@@ -1,5 +1,7 @@
 from .base import PromptKind as PromptKind
 from .base import Split as Split
+from .regression.functions import FunctionClass as FunctionClass
+from .regression.functions import Functions as Functions
 from .regression.functions import function_class as function_class
 from .regression.prompts import PointCurves as PointCurves
 from .regression.prompts import PointPrompts as PointPrompts
