@@ -179,8 +179,10 @@ def test_links_and_names_in_a_page_are_there(path):
     for name in re.findall(r"\btvlens(?:\.[A-Za-z_]\w*)+", text):
         if not name.endswith((".py", ".pyi")):
             pkgutil.resolve_name(name)
-    for name in re.findall(r"\b(?:analyses|scripts|notebooks|tests)/[\w/]+\.(?:py|ipynb)", text):
-        assert (ROOT / name).exists(), name
+    files = re.findall(r"\b(?:analyses|scripts|notebooks|tests)/[\w/-]+\.(?:py|ipynb)", text)
+    files += [f"analyses/{name}.py" for name in re.findall(r"-m analyses\.(\w+)", text)]
+    for name in files:
+        assert (ROOT / name).exists() or "NAME" in name, name
 
 
 @pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.relative_to(ROOT).as_posix())
