@@ -49,6 +49,7 @@ STUDIED = "present-past,singular-plural,country-nationality,verb-gerund,capitali
 LETTERS = "capitalize-first-letter,first-letter"
 LONGER = "choose-first-of-3,uppercase-word,country-capital,country-currency"
 ALL = f"{STUDIED},{LETTERS},{LONGER}"
+MEASURED = f"{STUDIED},{LETTERS},uppercase-word,country-currency"
 
 FIRST = tvlens.FitSettings()
 ONCE = replace(FIRST, answer="whole")
@@ -83,7 +84,7 @@ class Size(presets.Size):
 
 PRESETS: dict[presets.Name, Size] = {
     "smoke": Size(tasks="capitalize-word", steps=2, n_means=12, n_effects=2, n_test=2),
-    "small": Size(tasks=STUDIED, steps=40, n_means=60, n_effects=8, n_test=40),
+    "small": Size(tasks=MEASURED, steps=40, n_means=60, n_effects=8, n_test=40),
     "paper": Size(tasks=ALL, **presets.PAPER),
 }
 
