@@ -454,7 +454,7 @@ def test_the_paper_preset_is_the_released_codes(source, tmp_path):
 # --- help -----------------------------------------------------------------------------------------
 
 COMMANDS = ["models", "tasks", "mediate", "patch", "score", "ablate", "fit", "evaluate", "compare"]
-COMMANDS += ["report", "study", "bench", "regression"]
+COMMANDS += ["report", "table", "study", "bench", "regression"]
 GROUP = ["train", "bench", "models"]
 
 
