@@ -114,7 +114,7 @@ def test_csv_that_holds_something_else_is_refused_by_name(tmp_path):
     Scores(torch.eye(2), "aie", "p", "t").to_csv(tmp_path / "aie.csv")
     with pytest.raises(UnknownNameError, match=r"aie\.csv: the table of heads has no column omega"):
         Scores.from_csv(tmp_path / "aie.csv", "omega")
-    with pytest.raises(RunError, match="expected a table of heads in CSV"):
+    with pytest.raises(RunError, match="expected a table in CSV, as commands write them"):
         Scores.from_csv(tmp_path / "none.csv", "aie")
 
 
