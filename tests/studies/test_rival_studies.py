@@ -71,8 +71,8 @@ def test_every_rival_stands_in_the_tables_of_a_text_study(tmp_path):
         "icv_all": 5,
         "ltv_sparse": 4,
         "mixing": 2,
-        "free_layer": 6,
-        "free": 3,
+        "free_layer": 4,
+        "free": 2,
     }
     # What is reported is what was best on validation.
     zero = sweeps[(sweeps["method"] == "hendel") & (sweeps["prompt"] == "zero")]
