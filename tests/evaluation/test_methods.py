@@ -11,6 +11,7 @@ from tvlens.errors import NumericalError, ShapeError, UnknownNameError
 from tvlens.evaluation.methods import RESULT_COLUMNS, evaluate
 from tvlens.lens.hooks import WholePassEngine, intervene
 from tvlens.lens.readout import FirstToken
+from tvlens.lens.suffix import SuffixEngine
 from tvlens.stats import bootstrap_mean, share_interval
 from tvlens.vectors.controls import random_controls
 from tvlens.vectors.icv import InContextVector
@@ -70,26 +71,23 @@ def test_values_are_means_over_the_same_test_prompts(lens, task):
 def test_a_method_that_acts_everywhere_costs_the_others_nothing(lens, task, monkeypatch):
     made = vector()
     turned = InContextVector(made.vectors, made.layers, "llama", "turned", everywhere=True)
-    watched = replace(lens, engine=zoo.Watched(lens.engine))
     options = {"kinds": ("zero",), "shots": 2}
     alone = [evaluate(lens, task, {name: m}, **options) for name, m in (("a", made), ("b", turned))]
-    generated = []
-    whole = WholePassEngine.generate_batch
+    everywhere, run = [], SuffixEngine.run
     monkeypatch.setattr(
-        WholePassEngine,
-        "generate_batch",
-        lambda self, batch, edit, *rest: (
-            generated.append(edit.n_variant) or whole(self, batch, edit, *rest)
-        ),
+        SuffixEngine,
+        "run",
+        lambda self, reading, edit: everywhere.append(edit) or run(self, reading, edit),
     )
-    both = evaluate(watched, task, {"a": made, "b": turned}, **options)
+    both = evaluate(lens, task, {"a": made, "b": turned}, **options)
     expected = pd.concat(alone).drop_duplicates(["method", "metric"])
     pd.testing.assert_frame_equal(
         both.sort_values(["method", "metric"], ignore_index=True),
         expected.sort_values(["method", "metric"], ignore_index=True),
         rtol=1e-5,
     )
-    assert set(generated) <= {1}
+    assert everywhere
+    assert not [edit for edit in everywhere if edit.at_query_only]
 
 
 class Loud(FirstToken):

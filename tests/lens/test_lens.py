@@ -111,12 +111,12 @@ def test_readings_cover_every_prompt_once_in_order(lens):
 def test_edits_at_the_query_alone_run_on_the_lens_own_engine(lens):
     edit = each_head(lens, 4)
     watched = replace(lens, engine=zoo.Watched(lens.engine))
-    assert watched.engine_for() is watched.engine_for(edit, NoEdit(3)) is watched.engine
-    for edits in ((edit.and_at((1,)),), (edit, NoEdit(3, also=(1,)))):
-        assert watched.engine_for(*edits) is lens.engine.anywhere
-        assert isinstance(watched.engine_for(*edits), SuffixEngine)
+    assert watched.engine_for(edit) is watched.engine_for(NoEdit(3)) is watched.engine
+    for other in (edit.and_at((1,)), NoEdit(3, also=(1,))):
+        assert watched.engine_for(other) is lens.engine.anywhere
+        assert isinstance(watched.engine_for(other), SuffixEngine)
     whole = replace(lens, engine=WholePassEngine(lens.backend))
-    assert whole.engine_for(edit, edit.and_at((1,))) is whole.engine
+    assert whole.engine_for(edit) is whole.engine_for(edit.and_at((1,))) is whole.engine
 
 
 def test_every_edit_has_the_readings_of_its_own_engine(lens):

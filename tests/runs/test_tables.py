@@ -87,6 +87,22 @@ def test_tables_are_read_as_they_were_written(file):
     pd.testing.assert_frame_equal(tables.read_table(file), RESULTS)
 
 
+def test_no_number_may_be_written_as_na(tmp_path):
+    (tmp_path / "by-hand.csv").write_text("task,layer,head,mine\nNA,0,0,NA\nNA,0,1,0.5\n")
+    table = tables.read_table(tmp_path / "by-hand.csv")
+    assert table["task"].tolist() == ["NA", "NA"]
+    assert table["mine"].isna().tolist() == [True, False]
+    assert table["mine"].dtype == float
+
+
+def test_a_column_of_many_values_is_named_in_short():
+    many = DataFrame({"n": range(5000), "value": 1.0})
+    with pytest.raises(UnknownNameError, match="no row has n '-1'; there are 0, 1") as caught:
+        tables.selected(many, {"n": "-1"})
+    assert len(str(caught.value)) < 600
+    assert str(caught.value).endswith("and 4990 more")
+
+
 def test_mistakes_are_named(file, tmp_path):
     asked = ["table", file, "--where"]
     assert "expected COLUMN=VALUE" in mistake(*asked, "accuracy", kind=UnknownNameError)

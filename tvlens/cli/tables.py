@@ -46,11 +46,7 @@ def table(
     made = tables.with_intervals(tables.selected(tables.read_table(file), wanted), digits)
     if columns:
         names = columns.split(",")
-        missing = [name for name in names if name not in made]
-        if missing:
-            raise UnknownNameError(
-                f"the table has no column {missing[0]!r}; it has {', '.join(map(str, made))}"
-            )
+        tables.require_columns(made, *names)
         made = made[names]
     if across:
         made = tables.across(made, across, "value" if "value" in made else str(made.columns[-1]))

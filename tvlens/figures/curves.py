@@ -136,19 +136,13 @@ def _main(rows: DataFrame, functions: str) -> dict[str, Look]:
     """The five lines that matter, those that are there, by their names in tables."""
     there = set(rows["method"])
     own = CLASSES[functions].estimator if functions in CLASSES else None
-    estimators = [name for name in (own, *ORACLES) if name in there][:1]
-    every = variants()
-    vectors = {
-        every[name].name: every[name].method.look
-        for name in ("fv_layer_class", "ltv_class")
-        if name in there
-    }
     looks = {
         "bare": BASELINES["bare"],
         "truncation": replace(BASELINES["truncation"], colour="pink", dash="--"),
     }
-    looks |= vectors
-    looks |= {str(name): Look(ORACLES[str(name)].label, "green", dash="-.") for name in estimators}
+    looks |= {name: variants()[name].method.look for name in ("fv_layer_class", "ltv_class")}
+    for name in [name for name in (own, *ORACLES) if name and name in there][:1]:
+        looks[name] = Look(ORACLES[name].label, "green", dash="-.")
     return {name: look for name, look in looks.items() if name in there}
 
 

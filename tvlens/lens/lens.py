@@ -122,14 +122,13 @@ class Lens(Displayed):
         with self.backend.frozen():
             yield
 
-    def engine_for(self, *edits: Edit) -> Engine[Any]:
-        """The engine that can run all these edits: the lens' own if it can.
+    def engine_for(self, edit: Edit) -> Engine[Any]:
+        """The engine that can run this edit: the lens' own if it can.
 
         What is changed before the query changes what the query sees, so such edits need more than
         the query position. Prompts must be read by the engine that runs them.
         """
-        fits = all(self.engine.runs(edit) for edit in edits)
-        return self.engine if fits else self.engine.anywhere
+        return self.engine if self.engine.runs(edit) else self.engine.anywhere
 
     def readings(
         self, batch: Batch, *, engine: Engine[Any] | None = None, max_prompts: int | None = None

@@ -12,6 +12,8 @@ from tvlens.runs.storage import reading, write
 _NAMES = ("task", "functions")
 """Columns of names that users give: one may be called NA."""
 
+_LISTED = 10
+
 
 def read_table(path: Path | str) -> pd.DataFrame:
     """A CSV table as it was written: an empty cell is no value, a task called NA a task.
@@ -20,10 +22,11 @@ def read_table(path: Path | str) -> pd.DataFrame:
         RunError: the file is not a table in CSV.
     """
     with reading(path, "a table in CSV, as commands write them to run folders"):
-        columns = pd.read_csv(path, nrows=0).columns
-        missing = {name: ["", "nan", "NaN"] for name in columns if name not in _NAMES}
-        types = dict.fromkeys(set(_NAMES) & set(columns), str)
-        return pd.read_csv(path, na_values=missing, keep_default_na=False, dtype=types)
+        table = pd.read_csv(path)
+        names = [name for name in _NAMES if name in table]
+        if names:
+            table[names] = pd.read_csv(path, usecols=names, dtype=str, keep_default_na=False)[names]
+        return table
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -66,11 +69,15 @@ def selected(table: pd.DataFrame, where: Mapping[str, str]) -> pd.DataFrame:
         UnknownNameError: a column is not there, or no row holds its value.
     """
     for column, value in where.items():
-        _require_column(table, column)
-        rows = table[table[column].map(str) == value]
+        require_columns(table, column)
+        texts = table[column].map(str)
+        rows = table[texts == value]
         if rows.empty:
-            there = ", ".join(map(str, dict.fromkeys(table[column].map(str))))
-            raise UnknownNameError(f"no row has {column} {value!r}; there are {there}")
+            there = list(dict.fromkeys(texts))
+            more = f" and {len(there) - _LISTED} more" if len(there) > _LISTED else ""
+            raise UnknownNameError(
+                f"no row has {column} {value!r}; there are {', '.join(there[:_LISTED])}{more}"
+            )
         table = rows
     return table.drop(columns=list(where))
 
@@ -111,8 +118,7 @@ def across(table: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
         UnknownNameError: a column is not there.
         ShapeError: two rows would be one cell.
     """
-    _require_column(table, column)
-    _require_column(table, value)
+    require_columns(table, column, value)
     rows = [name for name in table if name not in (column, value)]
     doubled = table[table.duplicated([*rows, column])]
     if len(doubled):
@@ -130,10 +136,16 @@ def across(table: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
     return first.join(wide).reset_index(drop=True).astype(object).fillna("")
 
 
-def _require_column(table: pd.DataFrame, column: str) -> None:
-    if column not in table:
+def require_columns(table: pd.DataFrame, *columns: str) -> None:
+    """Refuse a table that lacks a column.
+
+    Raises:
+        UnknownNameError: a column is not there.
+    """
+    missing = [column for column in columns if column not in table]
+    if missing:
         raise UnknownNameError(
-            f"the table has no column {column!r}; it has {', '.join(map(str, table))}"
+            f"the table has no column {missing[0]!r}; it has {', '.join(map(str, table))}"
         )
 
 
