@@ -74,6 +74,11 @@ def test_every_rival_stands_in_the_tables_of_a_text_study(tmp_path):
         "free_layer": 4,
         "free": 2,
     }
+    whole = sweeps[sweeps["method"] == "ltv_whole"].set_index("positions")["validation_loss"]
+    assert set(whole.index) == {"query", "all"}
+    (of_whole,) = found.methods["ltv_whole"]["zero"]
+    assert of_whole.positions == whole.idxmin()
+    assert of_whole.history["validation_loss"].min() == pytest.approx(whole.min())
     # What is reported is what was best on validation.
     zero = sweeps[(sweeps["method"] == "hendel") & (sweeps["prompt"] == "zero")]
     best = zero.sort_values(["accuracy", "cross_entropy"], ascending=[False, True]).iloc[0]
@@ -99,7 +104,7 @@ def test_every_rival_stands_in_the_tables_of_a_regression_study(tmp_path):
     both = {"hendel", "ltv_sparse", "mixing"}
     of_points = {each.name for each in methods_for("regression", "class") if not each.standard}
     expected = {f"{name}_class" for name in of_points} | {f"{name}_prompt" for name in both}
-    assert RIVALS - of_points == {"icv_all"}
+    assert RIVALS - of_points == {"icv_all", "ltv_whole"}
     assert expected <= there
     kinds = results.groupby("method")["prompt"].apply(set)
     for name in expected:

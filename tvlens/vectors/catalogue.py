@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from tvlens.errors import UnknownNameError
 from tvlens.vectors import average, controls, free, fv, hendel, icv, mixing, sparse
-from tvlens.vectors.ltv import fit
+from tvlens.vectors.ltv import fit, whole
 from tvlens.vectors.materials import ByKind, Materials, Whose
 from tvlens.vectors.vector import Vector
 
@@ -120,6 +120,15 @@ METHODS: tuple[Method, ...] = (
         Look("LTV, several lengths", "sky", "h"),
         fit.make("ltv_lengths"),
         modalities=("regression",),
+    ),
+    Method(
+        "ltv_whole",
+        "learned",
+        Look("LTV, whole answers", "sky", "H", "--"),
+        whole.make,
+        whose=("class",),
+        modalities=("text",),
+        standard=False,
     ),
     Method(
         "ltv_sparse",
