@@ -18,6 +18,10 @@ MODEL = smollm2-135m
 LTV_SEEDS ?= 1
 PRESET ?= smoke
 RELIABILITY ?= --kills 200 --inputs 10000
+JOBS ?= 2
+# What runs models, and commands and studies that do so from end to end; the rest is the same.
+TL4_TESTS = $(addprefix tests/,evaluation lens models notebook scores vectors \
+	cli/test_cli.py studies/test_text_study.py studies/test_regression_study.py test_pretrained.py)
 PYTHON_RUN = .venv/bin/python
 
 # What both studies run, in the folders $(1)/text, $(1)/regression and $(1)/both; they resume, and
@@ -55,17 +59,14 @@ check: .venv/.installed  ## lint, formatting, types
 
 # No test may need a network, so none gets the chance to use a model hub.
 test: export HF_HUB_OFFLINE = 1
-# Both at once, on a core each: two processes of several threads would be in each other's way.
-# What a page does in a browser is the same with either transformer-lens, and is looked at once, as
-# the documentation is; where no Chromium is installed, the tests say so in a line.
+# Processes of one thread each: several of several threads would be in each other's way. Where no
+# Chromium is installed, tests that need one say so in a line.
 test: export OMP_NUM_THREADS = 1
-test: setup setup-tl4 check  ## all checks and tests, the tests in both environments
-	@.venv-tl4/bin/python -m pytest -o cache_dir=.venv-tl4/cache \
-	    --ignore=tests/test_report_browser.py --ignore=tests/test_docs.py > .venv-tl4/test.log 2>&1 & \
-	second=$$!; trap 'kill $$second' INT TERM; \
-	.venv/bin/python -m pytest; failed=$$?; \
-	wait $$second || failed=1; \
-	echo "And with transformer-lens 4:"; cat .venv-tl4/test.log; exit $$failed
+test: PYTEST = bin/python -m pytest --numprocesses $(JOBS) --dist worksteal
+test: setup setup-tl4 check  ## all checks and tests, JOBS=2 at once; what transformer-lens 4 can change with it too
+	@failed=0; .venv/$(PYTEST) || failed=1; \
+	echo "And with transformer-lens 4:"; \
+	.venv-tl4/$(PYTEST) -o cache_dir=.venv-tl4/cache $(TL4_TESTS) || failed=1; exit $$failed
 
 docs: .venv/.installed  ## the documentation as pages, docs/_build/html; needs no network
 	.venv/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
