@@ -6,6 +6,7 @@ from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 from pandas import DataFrame
 
+from helpers.drawn import draw
 from tvlens import figures
 from tvlens.errors import UnknownNameError
 from tvlens.figures.style import PALETTE
@@ -22,9 +23,9 @@ def table(rule: str = "top", tasks: int = 2, metric: str = "accuracy") -> DataFr
         for pace, name in enumerate(names.get(rule, NAMES), start=1):
             for share in SHARES:
                 rows.append((f"task {task}", name, rule, share, np.nan, 0.9 - pace * share / 2))
-                for draw in range(20 if share and rule == "top" else 0):
-                    value = 0.9 - share * (draw + pace) / 22
-                    rows.append((f"task {task}", name, "random", share, draw, value))
+                for n in range(20 if share and rule == "top" else 0):
+                    value = 0.9 - share * (n + pace) / 22
+                    rows.append((f"task {task}", name, "random", share, n, value))
     found = DataFrame(rows, columns=["task", "score", "rule", "share", "draw", "value"])
     found = found.assign(set_to="mean", positions="query", metric=metric)
     found = found.assign(ci_low=found["value"] - 0.05, ci_high=found["value"] + 0.04)
@@ -35,7 +36,7 @@ def table(rule: str = "top", tasks: int = 2, metric: str = "accuracy") -> DataFr
 
 def drawn(figure: Figure) -> Figure:
     """Lays the figure out as saving it does; a layout that collapses is a warning, so an error."""
-    figure.draw_without_rendering()
+    draw(figure)
     return figure
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from matplotlib.patches import Rectangle
 
+from helpers.drawn import draw
 from tvlens import figures
 from tvlens.errors import ShapeError
 
@@ -14,7 +15,7 @@ def map_of(figure):
     axes = figure.axes[0]
     (image,) = axes.images
     frames = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
-    figure.draw_without_rendering()
+    draw(figure)
     return image, {(round(f.get_y() + 0.5), round(f.get_x() + 0.5)) for f in frames}
 
 
@@ -42,7 +43,7 @@ def test_what_is_not_finite_is_blank_and_never_framed():
 
 def test_places_have_names_as_they_are():
     figure = figures.value_map(torch.ones(2, 3), columns=("$x", "a_b", "<b>"), title="$y_")
-    figure.draw_without_rendering()
+    draw(figure)
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["$x", "a_b", "<b>"]
 
 
@@ -54,5 +55,5 @@ def test_what_cannot_be_drawn_is_refused(shape, columns):
 
 def test_bars_stand_at_layers():
     figure = figures.layer_bars(torch.tensor([1.0, float("nan"), 2.0]), label="norm")
-    figure.draw_without_rendering()
+    draw(figure)
     assert [bar.get_height() for bar in figure.axes[0].patches] == [1.0, 0.0, 2.0]

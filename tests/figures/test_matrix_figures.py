@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from pandas import DataFrame
 
+from helpers.drawn import draw
 from tvlens import figures
 from tvlens.errors import UnknownNameError
 
@@ -20,7 +21,7 @@ def table() -> DataFrame:
 
 def test_a_square_for_every_two():
     figure = figures.agreement_matrix(table())
-    figure.draw_without_rendering()
+    draw(figure)
     axes = figure.axes[0]
     shown = axes.images[0].get_array().filled(np.nan)
     expected = [[0.1 * i - 0.05 * j for j in range(3)] for i in range(3)]
@@ -34,7 +35,7 @@ def test_a_square_for_every_two():
 
 
 def test_head_sets_of_one_size():
-    figures.agreement_matrix(table(), measure="overlap", k=5).draw_without_rendering()
+    draw(figures.agreement_matrix(table(), measure="overlap", k=5))
     with pytest.raises(UnknownNameError, match="table holds several 'overlap' of every two; it"):
         figures.agreement_matrix(table(), measure="overlap")
     with pytest.raises(UnknownNameError, match="holds no 'overlap' of every two at k = 7"):

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from pandas import DataFrame
 
+from helpers.drawn import draw
 from tvlens import figures
 from tvlens.errors import NumericalError, ShapeError, UnknownNameError
 
@@ -48,12 +49,6 @@ def patches(
 
 def grid(table: DataFrame, across: str, order: list[Any], value: str = "value") -> np.ndarray:
     return table.pivot(index="layer", columns=across, values=value)[order].to_numpy()
-
-
-def draw(figure: Figure) -> Figure:
-    """Lays the figure out as saving it does; a layout that collapses is a warning, so an error."""
-    figure.draw_without_rendering()
-    return figure
 
 
 def panels(figure: Figure) -> list[Axes]:

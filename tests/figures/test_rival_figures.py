@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from pandas import DataFrame
 
+from helpers.drawn import draw
 from tvlens import figures
 from tvlens.errors import UnknownNameError
 
@@ -22,7 +23,7 @@ def results(metric="accuracy"):
 def test_methods_are_sorted_by_their_means(metric, rising):
     table = results(metric)
     figure = figures.method_means(table, metric=metric)
-    figure.draw_without_rendering()
+    draw(figure)
     first, second = figure.axes
     means = table[table["prompt"] == "zero"].groupby("method")["value"].mean().sort_values()
     drawn = [float(line.get_xdata()[0]) for line in first.lines if len(line.get_xdata()) == 1]
@@ -41,7 +42,7 @@ def test_states_of_each_method_lie_beside_clean_and_bare_ones():
     ]
     table = DataFrame(rows, columns=["method", "prompt", "first", "second"])
     figure = figures.state_map(table)
-    figure.draw_without_rendering()
+    draw(figure)
     assert [axes.get_title() for axes in figure.axes] == ["LTV", "Hendel's task vector"]
     for axes, name in zip(figure.axes, ("ltv", "hendel"), strict=True):
         own = table[table["method"] == name]
@@ -59,7 +60,7 @@ def test_heads_needed_has_a_panel_for_each_task():
     ]
     columns = ["task", "method", "k", "prompt", "metric", "value", "ci_low", "ci_high"]
     figure = figures.heads_needed(DataFrame(rows, columns=columns))
-    figure.draw_without_rendering()
+    draw(figure)
     assert [axes.get_title() for axes in figure.axes[:4]] == ["t0", "t1", "t2", "t3"]
     assert figure.axes[0].lines[0].get_xdata().tolist() == [1, 3, 9]
     assert figure.axes[0].lines[0].get_ydata() == pytest.approx([0.1, 0.3, 0.9])
@@ -70,6 +71,6 @@ def test_the_transfer_grid_says_its_numbers():
         {"learned_on": ["a", "a", "b"], "task": ["a", "b", "b"], "value": [0.9, 0.25, 1.0]}
     )
     figure = figures.transfer_grid(table)
-    figure.draw_without_rendering()
+    draw(figure)
     assert [text.get_text() for text in figure.axes[0].texts] == ["0.90", "0.25", "1.00"]
     assert figure.axes[0].get_xlabel() == "asked of"

@@ -84,8 +84,7 @@ def method_means(
         axes.set_yticks(range(len(order)), [looks.get(m, Look(m, "black")).label for m in order])
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x")
-    for axes in panels[-across:]:
-        axes.set_xlabel(_METRICS.get(metric, metric))
+    figure.supxlabel(_METRICS.get(metric, metric))
     if len(icl):
         panels[0].text(
             float(icl.mean()),

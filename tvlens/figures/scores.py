@@ -204,7 +204,7 @@ def overlap_curve(curve: DataFrame, *, width: Width = "single") -> Figure:
         part = part.sort_values("k")
         (line,) = axes.plot(part["k"], part["overlap"], color=colour, marker=marker, label=task)
         line.set_markevery(max(1, len(part) // 8))
-    axes.set(xlabel="k, heads in each set", ylabel="overlap of the top k (share of k)")
+    axes.set(xlabel="k, heads in each set", ylabel="overlap (share of k)")
     axes.set_ylim(0, 1.02)
     if curve["k"].nunique() > 1:  # a model of one head has a single k
         axes.set_xlim(curve["k"].min(), curve["k"].max())

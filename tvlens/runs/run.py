@@ -51,6 +51,7 @@ from tvlens.runs.storage import (
 )
 
 _INDEX = f"{OWN}step.json"
+_DPI = 200
 
 
 class Run:
@@ -244,18 +245,25 @@ class Run:
         return path
 
     def write_figure(self, name: str, figure: Figure) -> Path:
-        """Returns the path of `figures/name.pdf`, written with a PNG (200 dpi); closes the figure.
+        """Returns the path of `figures/name.pdf`, written with a PNG; closes the figure.
 
-        The same figure gives the same bytes: neither file holds a time stamp.
+        A figure with a layout engine is as large as it says; of any other the margins are cut to
+        fit. The same figure gives the same bytes: neither file holds a time stamp.
 
         Raises:
             RunError: the files cannot be written.
         """
         path = self._path("figures", f"{name}.pdf")
+        box = "tight" if figure.get_layout_engine() is None else None
+        if box is None:
+            # Laying out takes longer than drawing, and once is enough for both files.
+            figure.set_dpi(_DPI)
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
         for kind, details in (("pdf", {"CreationDate": None}), ("png", {})):
             buffer = io.BytesIO()
             with rc_context({"pdf.fonttype": 42}):  # keeps the letters in the PDF searchable
-                figure.savefig(buffer, format=kind, dpi=200, bbox_inches="tight", metadata=details)
+                figure.savefig(buffer, format=kind, dpi=_DPI, bbox_inches=box, metadata=details)
             write(path.with_suffix(f".{kind}"), buffer.getvalue())
         pyplot.close(figure)
         return path
