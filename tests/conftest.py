@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from helpers import browser, zoo
+from tvlens.runs import run
 
 # Operations on tiny tensors take longer on several threads than on one.
 torch.set_num_threads(1)
@@ -19,6 +20,15 @@ def pytest_terminal_summary(terminalreporter):
     skipped = terminalreporter.stats.get("skipped", [])
     if any(browser.NOT_RUN in str(report.longrepr) for report in skipped):
         terminalreporter.write_line(f"{browser.NOT_RUN}; {browser.REMEDY}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fonts():
+    """Fonts of PDF files that are quicker to embed than those of users, which are handed out."""
+    with pytest.MonkeyPatch.context() as patch:
+        of_users = dict(run._PDF)
+        patch.setitem(run._PDF, "pdf.fonttype", 3)
+        yield of_users
 
 
 @pytest.fixture(params=zoo.CASES, ids=["-".join(case) for case in zoo.CASES])

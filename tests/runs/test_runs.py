@@ -561,6 +561,27 @@ def test_figures_are_written_twice_without_a_date_and_closed(tmp_path: Path) -> 
     assert not pyplot.fignum_exists(figure.number)
 
 
+def test_a_figure_that_is_laid_out_keeps_its_width_and_its_letters(
+    tmp_path: Path, fonts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tvlens.runs.run._PDF", fonts)
+    figure = Figure(figsize=(3, 2), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlabel="number of heads", ylabel="accuracy")
+    with Run.open(tmp_path, "study", {}) as run:
+        path = run.write_figure("curve", figure)
+    left, bottom, right, top = axes.get_tightbbox().extents
+    assert 0 < left < 20
+    assert 580 < right < 600
+    assert 0 < bottom < 20
+    assert 380 < top < 400
+    image = path.with_suffix(".png").read_bytes()
+    assert int.from_bytes(image[16:20], "big") == 600
+    document = path.read_bytes()
+    assert b"/MediaBox [ 0 0 216 144 ]" in document
+    assert b"/FontFile2" in document
+
+
 def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
     table = DataFrame({"value": np.random.default_rng(0).normal(size=50_000)})
     with Run.open(tmp_path, "study", {}) as run:

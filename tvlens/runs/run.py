@@ -52,6 +52,8 @@ from tvlens.runs.storage import (
 
 _INDEX = f"{OWN}step.json"
 _DPI = 200
+_PDF = {"pdf.fonttype": 42}
+"""Keeps the letters in PDF files searchable, and journals content."""
 
 
 class Run:
@@ -259,10 +261,10 @@ class Run:
             # Laying out takes longer than drawing, and once is enough for both files.
             figure.set_dpi(_DPI)
             figure.draw_without_rendering()
-            figure.set_layout_engine("none")
+            figure.set_layout_engine(None)
         for kind, details in (("pdf", {"CreationDate": None}), ("png", {})):
             buffer = io.BytesIO()
-            with rc_context({"pdf.fonttype": 42}):  # keeps the letters in the PDF searchable
+            with rc_context(_PDF):
                 figure.savefig(buffer, format=kind, dpi=_DPI, bbox_inches=box, metadata=details)
             write(path.with_suffix(f".{kind}"), buffer.getvalue())
         pyplot.close(figure)
