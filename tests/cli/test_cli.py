@@ -693,11 +693,16 @@ def test_what_cannot_be_compared_is_refused(first, words, tmp_path, monkeypatch)
 @pytest.mark.parametrize(("other_load", "said"), [(0.0, False), (0.3, True)])
 def test_bench_says_when_the_machine_was_busy(here, tmp_path, monkeypatch, other_load, said):
     monkeypatch.setattr("tvlens.timing._other_load", lambda *_: other_load)
+    small = bench.BenchSettings(
+        n_prompts=1, n_loop_heads=2, n_step_prompts=2, n_clean=4, n_loop_prompts=1, repeats=1
+    )
+    monkeypatch.setattr(bench, "BenchSettings", lambda: small)
     words = ["--model", here / "model", "--data", here / "data", "--task", "seven-on"]
     out = ok("bench", *words, "--out", tmp_path)
     line = "not to be quoted: the machine was busy: other processes used 30% of its cores"
     assert (line in out) == said
     assert bool(re.search(r"│ idle +│ +no │", out)) == said
+    assert (tmp_path / "bench.csv").exists()
 
 
 def test_regression_bench_shows_ranges(tmp_path, monkeypatch):

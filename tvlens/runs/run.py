@@ -52,7 +52,7 @@ from tvlens.runs.storage import (
 
 _INDEX = f"{OWN}step.json"
 _DPI = 200
-_PDF = {"pdf.fonttype": 42}
+_PDF: Any = {"pdf.fonttype": 42}
 """Keeps the letters in PDF files searchable, and journals content."""
 
 
