@@ -34,12 +34,6 @@ def table(rule: str = "top", tasks: int = 2, metric: str = "accuracy") -> DataFr
     return both.sort_values(["task", "score"])
 
 
-def drawn(figure: Figure) -> Figure:
-    """Lays the figure out as saving it does; a layout that collapses is a warning, so an error."""
-    draw(figure)
-    return figure
-
-
 def line_of(axes: Axes, label: str):
     (line,) = [line for line in axes.lines if line.get_label() == label]
     return line
@@ -50,7 +44,7 @@ def legend_of(figure: Figure) -> list[str]:
 
 
 def test_a_panel_a_task_and_a_line_a_score():
-    figure = drawn(figures.ablation_curves(table()))
+    figure = draw(figures.ablation_curves(table()))
     assert [axes.get_title() for axes in figure.axes] == ["task 0", "task 1"]
     assert {*legend_of(figure)} == (
         {"AIE", "LTV contribution", "mine", "random, same layers", "nothing ablated"}
@@ -72,7 +66,7 @@ def test_a_panel_a_task_and_a_line_a_score():
 
 
 def test_the_band_holds_the_random_sets_of_all_scores():
-    figure = drawn(figures.ablation_curves(table()))
+    figure = draw(figures.ablation_curves(table()))
     (band,) = [c for c in figure.axes[0].collections if isinstance(c, PolyCollection)]
     vertices = band.get_paths()[0].vertices
     at_last = vertices[np.isclose(vertices[:, 0], 0.2), 1]
@@ -86,7 +80,7 @@ def test_the_band_holds_the_random_sets_of_all_scores():
 
 def test_exclusive_sets_have_a_column_a_score_that_is_left_out():
     both = pd.concat([table("exclusive"), table()])
-    figure = drawn(figures.ablation_curves(both, rule="exclusive"))
+    figure = draw(figures.ablation_curves(both, rule="exclusive"))
     titles = [axes.get_title().replace("\n", " ") for axes in figure.axes]
     assert titles[:3] == [
         "task 0 without best by AIE",
@@ -101,13 +95,13 @@ def test_exclusive_sets_have_a_column_a_score_that_is_left_out():
 
 def test_heads_that_stay_and_errors():
     both = pd.concat([table("keep", tasks=5), table(tasks=5)])
-    figure = drawn(figures.ablation_curves(both, rule="keep"))
+    figure = draw(figures.ablation_curves(both, rule="keep"))
     assert len(figure.axes) == 5
     assert "random, same layers" not in legend_of(figure)
     words = figure.get_supxlabel().replace("\n", " ")
     assert words == "share of heads that stay, all others set to their means at the query"
     assert line_of(figure.axes[0], "nothing ablated").get_ydata()[0] == pytest.approx(0.9)
-    errors = drawn(
+    errors = draw(
         figures.ablation_curves(table(metric="squared_error", tasks=1), metric="squared_error")
     )
     assert errors.axes[0].get_yscale() == "log"
