@@ -87,7 +87,7 @@ PRESETS: dict[presets.Name, Size] = {
         n_mediation=15,
         steps=40,
         draws=6,
-        set_to=("mean",),
+        set_to=("mean", "zero"),
     ),
     "paper": Size(
         tasks=presets.PAPER_TASKS,

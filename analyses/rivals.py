@@ -9,14 +9,16 @@ OUT/regression, or goes on where an earlier call stopped, then writes to OUT
 - text.{csv,md,tex}: every method on zero-shot and shuffled prompts, means over tasks: first-token
   accuracy, exact match, cross-entropy, and how far the next-token distribution is from that of
   in-context learning (d_NTP) over the vocabulary and over label tokens; on how many tasks a method
-  beats the LTV, and on how many it is beaten, intervals apart,
-- text_tasks.csv: the same by task, with intervals and the distances of hidden states,
-- states.csv: where last hidden states lie, on two principal components,
+  is more accurate than the LTV, or nearer to in-context learning, and on how many less, intervals
+  apart,
+- text_tasks.{md,tex}: the same by task, with intervals; text/text_tasks.csv has the distances of
+  hidden states too, text/states.csv where these states lie, on two principal components,
 - heads_needed.{csv,md,tex}: accuracy of sparse LTVs and of function vectors by number of heads,
 - regression.{csv,md,tex}: errors at T_train, 1.5 and 2.5 times as many points,
 - figures of all of these.
 """
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -31,7 +33,7 @@ from tvlens.console import progress_bar, say, with_interval
 from tvlens.evaluation.likeness import likeness
 from tvlens.evaluation.methods import evaluate
 from tvlens.runs.run import Run
-from tvlens.runs.tables import write_tables
+from tvlens.runs.tables import write_tables, write_texts
 from tvlens.scores.mediation import IndirectEffects
 from tvlens.studies.regression import RegressionSettings, regression_plans
 from tvlens.studies.scoring import Found
@@ -62,7 +64,11 @@ METRICS = {
     "d_ntp": "d_NTP",
     "d_ntp_labels": "d_NTP, labels",
 }
-LOWER = ("cross_entropy", "d_ntp", "d_ntp_labels")
+AGAINST_LTV = {
+    "accuracy": ("above LTV", "below LTV"),
+    "d_ntp": ("farther than LTV", "nearer than LTV"),
+}
+"""Columns that count tasks where a method's value is higher and lower than the LTV's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +195,7 @@ def text_tables(out: Path, plans: dict[str, TextPlan], found: dict[str, Study], 
     run.write_table("text_tasks", table)
     run.write_table("states", pd.concat(states, ignore_index=True))
     print(write_tables(out, "text", *over_tasks(table)))
+    write_texts(out, "text_tasks", by_task(table))
     for metric in ("accuracy", "exact_match", "d_ntp"):
         run.write_figure(f"rivals-{metric}", figures.method_means(table, metric=metric))
     for name in plans:
@@ -210,24 +217,38 @@ def over_tasks(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
             for metric, name in METRICS.items():
                 values = own.loc[own["metric"] == metric, "value"]
                 row[name] = float(values.mean()) if len(values) else float("nan")
-            row |= against(part, method, "ltv", "accuracy")
+            for metric, names in AGAINST_LTV.items():
+                row |= against(part, method, "ltv", metric, names)
             rows.append(row)
     numbers = pd.DataFrame(rows)
     shown = numbers.map(lambda x: ("" if pd.isna(x) else f"{x:.2f}") if isinstance(x, float) else x)
     return numbers, shown
 
 
-def against(part: pd.DataFrame, method: str, other: str, metric: str) -> dict[str, str]:
-    """On how many tasks a method is better and worse than another, intervals apart."""
+def by_task(table: pd.DataFrame) -> pd.DataFrame:
+    """A row for each task, kind of prompts and method: every metric with its interval, as text."""
+    rows = table[table["metric"].isin(METRICS)]
+    text = [with_interval(row.value, row.ci_low, row.ci_high) for row in rows.itertuples()]
+    keys = ["task", "prompt", "method"]
+    wide = rows.assign(text=text).pivot(index=keys, columns="metric", values="text")
+    order = itertools.product(dict.fromkeys(rows["task"]), ("clean", *KINDS), TEXT_LABELS)
+    shown = wide.loc[[key for key in order if key in wide.index], list(METRICS)].reset_index()
+    shown["method"] = shown["method"].map(TEXT_LABELS)
+    return shown.fillna("").rename(columns={"prompt": "prompts", **METRICS})
+
+
+def against(
+    part: pd.DataFrame, method: str, other: str, metric: str, names: tuple[str, str]
+) -> dict[str, str]:
+    """On how many tasks a method's value is higher and lower than another's, intervals apart."""
     rows = part[part["metric"] == metric]
     own, rival = (rows[rows["method"] == name].set_index("task") for name in (method, other))
     if method == other or not len(own) or not len(rival):
-        return {"better than LTV": "", "worse than LTV": ""}
-    better = int((own["ci_low"] > rival["ci_high"]).sum())
-    worse = int((own["ci_high"] < rival["ci_low"]).sum())
+        return dict.fromkeys(names, "")
+    rival = rival.loc[own.index]
+    apart = own["ci_low"] > rival["ci_high"], own["ci_high"] < rival["ci_low"]
     return {
-        "better than LTV": f"{better} of {len(own)}",
-        "worse than LTV": f"{worse} of {len(own)}",
+        name: f"{int(tasks.sum())} of {len(own)}" for name, tasks in zip(names, apart, strict=True)
     }
 
 

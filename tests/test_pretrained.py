@@ -1,7 +1,5 @@
 """The bundled model: its sizes, replay against hooked passes on it, and a task that it does."""
 
-import os
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -17,12 +15,9 @@ pytestmark = pytest.mark.pretrained
 
 @pytest.fixture(scope="module", params=zoo.KINDS)
 def smollm2(request):
-    """SmolLM2-135M-Instruct on every backend, with every core that there is."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
+    """SmolLM2-135M-Instruct on every backend."""
     # Falling back to whole passes would warn, and warnings are errors.
-    yield tvlens.load("smollm2-135m", backend=request.param)
-    torch.set_num_threads(threads)
+    return tvlens.load("smollm2-135m", backend=request.param)
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,7 @@ def test_methods_are_sorted_by_their_means(metric, rising):
     assert drawn == pytest.approx(expected)
     assert len(first.get_yticklabels()) == len(METHODS)
     assert second.get_title() == "shuffled-label prompts"
+    assert {axes.get_xscale() for axes in figure.axes} == {"linear" if rising else "log"}
     with pytest.raises(UnknownNameError, match="hold no 'recall' on zero or shuffled"):
         figures.method_means(table, metric="recall")
 

@@ -331,6 +331,15 @@ def test_rivals_stand_in_tables_and_their_vectors_carry_over(
     row = table.query("method == 'LTV' and prompts == 'zero'").iloc[0]
     assert row["accuracy"] == own["accuracy"]
     assert row["d_NTP"] == own["d_ntp"]
+    bare = tidy.query("method == 'none' and prompt == 'zero' and metric == 'd_ntp'").iloc[0]
+    learned = tidy.query("method == 'ltv' and prompt == 'zero' and metric == 'd_ntp'").iloc[0]
+    row = table.query("method == 'no vector' and prompts == 'zero'").iloc[0]
+    assert row["farther than LTV"] == f"{int(bare['ci_low'] > learned['ci_high'])} of 1"
+    assert row["nearer than LTV"] == f"{int(bare['ci_high'] < learned['ci_low'])} of 1"
+    shown = (found / "text_tasks.md").read_text()
+    value, low, high = (learned[name] for name in ("value", "ci_low", "ci_high"))
+    assert f"| {first} | zero | LTV | " in shown
+    assert f" | {value:.2f} [{low:.2f}, {high:.2f}] |" in shown
     heads = pd.read_csv(found / "heads_needed.csv")
     assert {*heads["method"]} == {"LTV", "L1", "FV"}
     assert {*heads.loc[heads["method"] != "L1", "k"]} == {1, 3, 8}

@@ -5,6 +5,7 @@ they need.
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 from pandas import DataFrame
 
 from tvlens.errors import UnknownNameError
@@ -40,7 +41,8 @@ def method_means(
     """Every method's mean over tasks, with a small dot for each task; one panel a kind of prompts.
 
     Methods are sorted by their mean on the first panel. The upright line is in-context learning on
-    clean prompts, where the metric has it.
+    clean prompts, where the metric has it. Distances and losses stand on a logarithmic axis, on
+    which controls do not press the rest together.
 
     Args:
         results: columns `task, method, prompt, metric, value`.
@@ -84,6 +86,10 @@ def method_means(
         axes.set_yticks(range(len(order)), [looks.get(m, Look(m, "black")).label for m in order])
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x")
+    if metric in _LOWER and (rows["value"] > 0).all():
+        panels[0].set_xscale("log")
+        for axes in panels:
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     figure.supxlabel(_METRICS.get(metric, metric))
     if len(icl):
         panels[0].text(
