@@ -13,7 +13,8 @@ OUT/regression, or goes on where an earlier call stopped, then writes to OUT
   apart,
 - text_tasks.{md,tex}: the same by task, with intervals; text/text_tasks.csv has the distances of
   hidden states too, text/states.csv where these states lie, on two principal components,
-- heads_needed.{csv,md,tex}: accuracy of sparse LTVs and of function vectors by number of heads,
+- heads_needed.{csv,md,tex}: accuracy of sparse LTVs and of function vectors by number of heads;
+  heads_left.{md,tex}: how many heads a penalty leaves an LTV, and its accuracy,
 - regression.{csv,md,tex}: errors at T_train, 1.5 and 2.5 times as many points,
 - figures of all of these.
 """
@@ -271,8 +272,13 @@ def heads_needed(out: Path, plans: dict[str, TextPlan], run: Run, ks: tuple[int,
     run.write_table("heads_needed", table)
     rows = table[(table["prompt"] == "zero") & (table["metric"] == "accuracy")].copy()
     rows["text"] = [with_interval(r.value, r.ci_low, r.ci_high) for r in rows.itertuples()]
-    shown = rows.pivot(index=["task", "method"], columns="k", values="text").reset_index()
-    print(write_tables(out, "heads_needed", table, shown.fillna("")))
+    penalised = rows["method"] == "L1"
+    shown = rows[~penalised].pivot(index=["task", "method"], columns="k", values="text")
+    shown = shown.reset_index().fillna("").rename_axis(columns=None)
+    print(write_tables(out, "heads_needed", table, shown))
+    columns = {"task": "task", "k": "heads left", "text": "accuracy"}
+    penalised_rows = rows.loc[penalised, list(columns)].rename(columns=columns)
+    print(write_texts(out, "heads_left", penalised_rows))
     run.write_figure("heads-needed", figures.heads_needed(table))
 
 

@@ -181,12 +181,18 @@ def heads_needed(table: DataFrame, *, metric: str = "accuracy", width: Width = "
     figure = Figure(figsize=(wide, 0.5 + 1.55 * n_rows), layout="constrained")
     grid = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
     for axes, task in zip(grid.flat, tasks, strict=False):
-        for method, colour, marker in (("LTV", BLUE, "o"), ("L1", SKY, "s"), ("FV", ORANGE, "^")):
+        for method, label, colour, marker in (
+            ("LTV", "LTV of the best heads", BLUE, "o"),
+            ("L1", "LTV under an L1 penalty", SKY, "s"),
+            ("FV", "function vector", ORANGE, "^"),
+        ):
             part = rows[(rows["task"] == task) & (rows["method"] == method)].sort_values("k")
             part = part[part["k"] > 0]
             axes.fill_between(part["k"], part["ci_low"], part["ci_high"], color=colour, alpha=0.15)
-            axes.plot(part["k"], part["value"], marker=marker, color=colour, ms=3, label=method)
+            if len(part):
+                axes.plot(part["k"], part["value"], marker=marker, color=colour, ms=3, label=label)
         axes.set(title=str(task), xscale="log")
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.grid()
     for axes in grid.flat[len(tasks) :]:
         axes.remove()
