@@ -190,12 +190,11 @@ def write(
     ]
     run.write_table("significance", pd.concat(significance, ignore_index=True))
     measured = {"text": ["accuracy"], "regression": ["squared_error", "squared_error_past"]}
-    for (name, (table, _)), rule in product(both.items(), ("top", "exclusive")):
-        for metric in [each for each in measured[name] if each in set(table["metric"])]:
-            drawn = figures.ablation_curves(
-                table, rule=rule, set_to=settings[name].set_to[0], metric=metric
-            )
-            run.write_figure(f"{name}-{rule}-{metric}", drawn)
+    for name, (table, _) in both.items():
+        there = [each for each in measured[name] if each in set(table["metric"])]
+        for set_to, rule, metric in product(settings[name].set_to, ("top", "exclusive"), there):
+            drawn = figures.ablation_curves(table, rule=rule, set_to=set_to, metric=metric)
+            run.write_figure(f"{name}-{rule}-{set_to}-{metric}", drawn)
 
 
 def tables(found: Mapping[str, Ablated], seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:

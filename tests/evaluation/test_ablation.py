@@ -64,11 +64,13 @@ def by_hand(lens: Lens, batch: Batch, values, heads, positions) -> torch.Tensor:
     return torch.stack(found).double()
 
 
-def heads_of(lens: Lens, batch: Batch, i: int, back: int) -> torch.Tensor:
-    """`z` of one prompt, run whole and alone, so far before its query."""
-    own = batch[i : i + 1]
+def heads_of(lens: Lens, batch: Batch, i: int) -> torch.Tensor:
+    """`z` of one prompt, run whole, at its query and at every position before it, last first."""
+    length = int(batch.mask[i].sum())
+    own = batch.take(torch.full((length,), i))
+    back = torch.arange(length)
     with torch.no_grad(), lens.backend.frozen():
-        return record_attention(lens.backend, own.inputs, own.mask, own.query - back).z[0]
+        return record_attention(lens.backend, own.inputs, own.mask, own.query - back).z
 
 
 @pytest.mark.parametrize("positions", ["query", "all"])
@@ -80,6 +82,7 @@ def test_ablation_is_that_of_hooks_set_by_hand(lens, set_to, positions):
     others = [means_of(lens, seed, positions) for seed in (1, 2)]
     means = {"mean": means_of(lens, at=positions), "other": others}.get(set_to)
     whom = partners(batch, seed=3)
+    own = [heads_of(lens, batch, i) for i in range(len(batch))]
 
     def values(i, back):
         if set_to == "zero":
@@ -88,8 +91,8 @@ def test_ablation_is_that_of_hooks_set_by_hand(lens, set_to, positions):
             return means.z
         if set_to == "other":
             return (means[0].z + means[1].z) / 2
-        other = int(whom[i])
-        return heads_of(lens, batch, other, back % int(batch.mask[other].sum()))
+        other = own[int(whom[i])]
+        return other[back % len(other)]
 
     done = []
     found = ablate(
@@ -322,11 +325,9 @@ def test_what_is_refused(words, kind, said):
 def test_means_of_all_positions_are_those_of_whole_passes(lens):
     prompts = zoo.TASK.prompts("train", shots=2, n=6)
     found = means_of(lens, at="all")
-    batch, every = lens.encode(prompts), []
-    for i in range(len(batch)):
-        own, length = batch[i : i + 1], int(batch.mask[i].sum())
-        every += [heads_of(lens, own, 0, back) for back in range(length)]
-    assert torch.allclose(found.z, torch.stack(every).mean(dim=0), atol=1e-5)
+    batch = lens.encode(prompts)
+    every = torch.cat([heads_of(lens, batch, i) for i in range(len(batch))])
+    assert torch.allclose(found.z, every.mean(dim=0), atol=1e-5)
     assert (found.at, found.count) == ("all", 6)
     assert zoo.off(found.z, means_of(lens).z) > 0.1
     with pytest.raises(ModelError, match="blocks of 'gemma2' scale what attention writes"):

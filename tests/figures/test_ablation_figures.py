@@ -82,11 +82,13 @@ def test_exclusive_sets_have_a_column_a_score_that_is_left_out():
     both = pd.concat([table("exclusive"), table()])
     figure = draw(figures.ablation_curves(both, rule="exclusive"))
     titles = [axes.get_title().replace("\n", " ") for axes in figure.axes]
-    assert titles[:3] == [
-        "task 0 without best by AIE",
-        "task 0 without best by LTV contribution",
-        "task 0 without best by mine",
+    assert titles == [
+        "without best by AIE",
+        "without best by LTV contribution",
+        "without best by mine",
+        *[""] * 3,
     ]
+    assert [axes.get_ylabel() for axes in figure.axes[::3]] == ["task 0", "task 1"]
     lines = [{line.get_label() for line in axes.lines} for axes in figure.axes[:3]]
     assert lines[0] & {"AIE", "LTV contribution", "mine"} == {"LTV contribution", "mine"}
     assert lines[2] & {"AIE", "LTV contribution", "mine"} == {"AIE", "LTV contribution"}
@@ -105,6 +107,23 @@ def test_heads_that_stay_and_errors():
         figures.ablation_curves(table(metric="squared_error", tasks=1), metric="squared_error")
     )
     assert errors.axes[0].get_yscale() == "log"
+    shown = [text.get_text() for text in errors.axes[0].get_yticklabels()]
+    assert "0.3" in shown or "1" in shown
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 4])
+@pytest.mark.parametrize("width", ["single", "double"])
+def test_the_legend_is_read_row_by_row_and_fits(tasks, width):
+    figure = draw(figures.ablation_curves(table(tasks=tasks), width=width))
+    legend = figure.legends[0]
+    assert legend.get_window_extent().width <= figure.bbox.width
+    at = {
+        text.get_text(): text.get_transform().transform(text.get_position())
+        for text in legend.get_texts()
+    }
+    read = sorted(at, key=lambda label: (-round(at[label][1]), at[label][0]))
+    known = ["AIE", "LTV contribution", "mine", "random, same layers", "nothing ablated"]
+    assert read == known
 
 
 def test_what_is_refused():

@@ -15,6 +15,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from tvlens.lens.engine import Engine
+from tvlens.lens.hooks import WholePassEngine
 from tvlens.lens.lens import Lens
 from tvlens.lens.readout import FirstToken
 from tvlens.lens.replay import ReplayEngine
@@ -290,6 +291,12 @@ def backend(name: str, kind: str, dtype: torch.dtype = torch.float32) -> Backend
     for parameter in made.parameters():
         parameter.requires_grad_(False)
     return made
+
+
+@cache
+def whole_passes(backend: Backend) -> WholePassEngine:
+    """The slow engine of a backend, made once: it has to try which sites there are."""
+    return WholePassEngine(backend)
 
 
 def new_backend(name: str, kind: str, dtype: torch.dtype = torch.float32) -> Backend:

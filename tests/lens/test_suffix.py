@@ -62,7 +62,7 @@ ASKED = {kind: list(zoo.BATCHES)[i % 2] for i, kind in enumerate(SITE_KINDS)}
 
 @pytest.mark.parametrize("kind", SITE_KINDS)
 def test_patches_are_those_of_whole_passes(backend, kind):
-    fast, slow = suffix_engine(backend), WholePassEngine(backend)
+    fast, slow = suffix_engine(backend), zoo.whole_passes(backend)
     if not fast.sites[kind] or not slow.sites[kind]:
         pytest.skip(f"no {kind} to patch by whole passes")
     assert fast.sites[kind] == slow.sites[kind]
@@ -90,7 +90,7 @@ def test_patterns_that_bridges_do_not_read_are_patched_by_replay(name):
     """A pattern put in is the z that it gathers."""
     backend = zoo.backend(name, "bridge")
     engine, batch = suffix_engine(backend), zoo.batch([[31, 6, 9, 40, 12], [8, 33, 20, 7, 9]])
-    assert not WholePassEngine(backend).sites["pattern"]
+    assert not zoo.whole_passes(backend).sites["pattern"]
     sites = Site("pattern", 1), Site("v", 1)
     with torch.no_grad():
         found = engine.record(batch, sites)
@@ -127,7 +127,7 @@ def test_gradients_are_those_of_whole_passes(name, kind):
     # What padding holds is nobody's business, and patterns have an axis of it.
     rows = zoo.ROWS[:1] * 2 if kind == "pattern" else zoo.ROWS
     backend, batch = zoo.backend(name, "bridge"), zoo.batch(rows)
-    fast, slow = suffix_engine(backend), WholePassEngine(backend)
+    fast, slow = suffix_engine(backend), zoo.whole_passes(backend)
     edit = shift(backend, batch, kind)
     leaves = {site: x.requires_grad_() for site, x in edit.added.items()}
     found = []
@@ -152,7 +152,7 @@ def test_edits_of_the_query_run_as_suffixes_too(backend, also):
     for edit in (ReplaceHeads.each_head(z), AddToResidual(vectors, active), NoEdit(LAYERS)):
         edit = edit.and_at(also)
         found = engine.run(engine.read(batch), edit)
-        expected = WholePassEngine(backend).run_batch(batch, edit)
+        expected = zoo.whole_passes(backend).run_batch(batch, edit)
         assert zoo.off(found, expected) < zoo.TOLERANCE[torch.float32]
         if not also:
             query = ReplayEngine(backend)
@@ -164,7 +164,7 @@ def test_edits_of_the_query_run_as_suffixes_too(backend, also):
 def test_regression_models_too(kind, site):
     lens = tiny_regression.lens(kind)
     batch = lens.encode(tiny_regression.TASK.prompts("train", shots=4, n=3))
-    fast, slow = lens.engine.anywhere, WholePassEngine(lens.backend)
+    fast, slow = lens.engine.anywhere, zoo.whole_passes(lens.backend)
     n_layer = lens.n_layer
     given = fast.record(batch, [Site(site, n) for n in range(n_layer)])
     grid = torch.cartesian_prod(torch.arange(n_layer), torch.arange(batch.inputs.shape[1]))
@@ -227,7 +227,7 @@ def test_readings_are_joined_and_cut():
 
 def test_generation_goes_on_by_whole_passes():
     backend, batch = zoo.backend("llama", "bridge"), zoo.batch([[31, 6, 9], [8, 33, 20]])
-    engine, slow = suffix_engine(backend), WholePassEngine(backend)
+    engine, slow = suffix_engine(backend), zoo.whole_passes(backend)
     edit = AddToResidual(random(1, 1, LAYERS, backend.d_model), torch.ones(1, 3, dtype=torch.bool))
     edit = edit.and_at((1,))
     found = engine.generate(engine.read(batch), edit, 3)
@@ -239,7 +239,7 @@ def test_generation_goes_on_by_whole_passes():
 
 def test_sites_that_a_model_lacks_are_named():
     backend = zoo.backend("gpt-neox", "bridge")
-    for engine in (suffix_engine(backend), WholePassEngine(backend)):
+    for engine in (suffix_engine(backend), zoo.whole_passes(backend)):
         with pytest.raises(UnknownNameError, match=r"'gpt-neox' has no site 'resid_mid' at which"):
             engine.record(zoo.batch(), [Site("resid_mid", 0)])
         with pytest.raises(ShapeError, match=r"layer 3 of 'gpt-neox' has no 'z'; it is in layers"):

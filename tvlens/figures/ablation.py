@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 from pandas import DataFrame
 
 from tvlens.errors import UnknownNameError
@@ -22,6 +22,7 @@ from tvlens.figures.style import (
     WIDTHS,
     Width,
     inches,
+    legend_above,
     panels_in,
     require_columns,
 )
@@ -42,6 +43,7 @@ _ABLATED = {
 }
 _PLACES = {"query": "at the query", "all": "at every position"}
 _WITHOUT = " without "
+_RANDOM, _AS_IT_IS = _BESIDE = "random, same layers", "nothing ablated"
 
 
 @rc_context(STYLE)
@@ -58,7 +60,8 @@ def ablation_curves(
 
     Thin lines are 95% intervals over prompts. The grey band holds 95% of the random sets that
     are matched by layer to the sets of any score, a dashed line their mean; the dotted line is the
-    model as it is. Exclusive sets have a column of panels for each score whose best are left out.
+    model as it is. Exclusive sets have a row for each task and a column for each score whose best
+    are left out.
     Of "keep" sets the share is that of the heads that stay.
 
     Args:
@@ -91,7 +94,7 @@ def ablation_curves(
     if rule == "exclusive":
         lines, across = len(tasks), len(others)
     wide = min(inches(width), max(WIDTHS["single"], 0.5 + 1.75 * across))
-    size = wide, 1.1 + 1.45 * lines
+    size = wide, 0.9 + 1.45 * lines
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(lines, across, sharex=True, sharey="row", squeeze=False)
     shown = [(task, other) for task in tasks for other in others]
@@ -103,12 +106,19 @@ def ablation_curves(
         part = rows[(rows["task"] == task) & (rows["without"] == other)]
         for name, curve in part.groupby("score", sort=False):
             _curve(axes, str(name), curve.sort_values("share"))
-        title = textwrap.wrap(task, 24)
-        title += textwrap.wrap(f"without best by {_label(other)}", 26) if other else []
-        axes.set_title("\n".join(title))
+        if not other:
+            axes.set_title("\n".join(textwrap.wrap(task, 24)))
+        elif axes in panels[0]:
+            words = f"without best by {_label(other)}"
+            axes.set_title("\n".join(textwrap.wrap(words, round(13 * wide / across))))
+        if other and axes in panels[:, 0]:
+            axes.set_ylabel("\n".join(textwrap.wrap(task, 16)))
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         if metric.startswith("squared_error"):
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
     for empty in list(panels.flat)[len(shown) :]:
         empty.remove()
     done = f"set to {_ABLATED.get(set_to, set_to)} {_PLACES.get(positions, positions)}"
@@ -119,10 +129,9 @@ def ablation_curves(
     for axes in panels.flat:
         handles, labels = axes.get_legend_handles_labels()
         found |= dict(zip(labels, handles, strict=True))
-    in_order = [score.label for score in SCORES if score.label in found]
-    found = {label: found[label] for label in dict.fromkeys([*in_order, *found])}
-    ncols = max(1, min(len(found), round(size[0] / 1.4)))
-    figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=ncols)
+    order = [*(score.label for score in SCORES), *(each for each in found if each not in _BESIDE)]
+    labels = [label for label in dict.fromkeys([*order, *_BESIDE]) if label in found]
+    legend_above(figure, [found[label] for label in labels], labels)
     return figure
 
 
@@ -157,7 +166,7 @@ def _random(axes: Axes, rows: DataFrame) -> None:
     none = rows[(rows["rule"] == "top") & (rows["share"] == 0)].head(1)
     shares = pd.concat([none, drawn]).groupby("share")["value"]
     low, high = shares.quantile(0.025), shares.quantile(0.975)
-    axes.fill_between(low.index, low, high, color=PALE, lw=0, label="random, same layers")
+    axes.fill_between(low.index, low, high, color=PALE, lw=0, label=_RANDOM)
     mean = shares.mean()
     axes.plot(mean.index, mean, color=GREY, lw=0.8, ls="--")
 
@@ -167,4 +176,4 @@ def _unablated(axes: Axes, rows: DataFrame, metric: str) -> None:
     both = [rows[rows["metric"] == name]["value"] for name in (metric, f"{metric}_change")]
     if not any(values.empty for values in both):
         before = float(both[0].mean() - both[1].mean())
-        axes.axhline(before, color="black", lw=0.8, ls=":", label="nothing ablated")
+        axes.axhline(before, color="black", lw=0.8, ls=":", label=_AS_IT_IS)

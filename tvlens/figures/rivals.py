@@ -19,6 +19,7 @@ from tvlens.figures.style import (
     STYLE,
     Width,
     inches,
+    legend_above,
     panels_in,
     require_columns,
 )
@@ -156,7 +157,7 @@ def state_map(
     figure.supxlabel("first component")
     figure.supylabel("second component")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles[:2], labels[:2], loc="outside upper center", ncols=2)
+    legend_above(figure, handles[:2], labels[:2])
     return figure
 
 
@@ -199,7 +200,7 @@ def heads_needed(table: DataFrame, *, metric: str = "accuracy", width: Width = "
     figure.supxlabel("heads")
     figure.supylabel(_METRICS.get(metric, metric))
     handles, labels = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3)
+    legend_above(figure, handles, labels)
     return figure
 
 

@@ -34,6 +34,7 @@ from tvlens.figures.style import (
     WIDTHS,
     Width,
     inches,
+    legend_above,
     panels_in,
     require_columns,
     whole_numbers,
@@ -247,5 +248,5 @@ def layer_profiles(profiles: DataFrame, *, width: Width = "double") -> Figure:
     figure.supxlabel("layer")
     figure.supylabel("share of positive score")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    legend_above(figure, handles, labels)
     return figure

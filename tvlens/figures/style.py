@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from pandas import DataFrame
 
@@ -67,6 +69,23 @@ def panels_in(width: Width, panel: float, n: int) -> tuple[int, int]:
     # As many in every row as there are in the first, as far as they go.
     rows = -(-n // columns)
     return rows, -(-n // rows)
+
+
+def legend_above(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
+    """A legend over all panels, read row by row, in as few rows as the figure's width allows."""
+    n = len(labels)
+    for ncols in range(n, 0, -1):
+        # Legends are filled column by column.
+        order = [i for column in range(ncols) for i in range(column, n, ncols)]
+        legend = figure.legend(
+            [handles[i] for i in order],
+            [labels[i] for i in order],
+            loc="outside upper center",
+            ncols=ncols,
+        )
+        if ncols == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[str, float, str]], *, height: float) -> None:
