@@ -54,7 +54,7 @@ aie = tvlens.indirect_effects(lens, tvlens.mediation_prompts(task, clean, means)
 # One weight per head, starting at zero, trained on prompts without examples and with wrong ones.
 # Validation prompts decide when to stop.
 
-# %% readme=true fast={"means)": "means, settings=tvlens.FitSettings(steps=5, kinds=('zero',)))"}
+# %% readme=true fast={"means)": "means, settings=tvlens.FitSettings(steps=4, n_prompts=16))"}
 ltv = tvlens.fit_ltv(lens, task, means)
 
 # %% [markdown]
@@ -95,7 +95,7 @@ aie.to_frame().nlargest(5, "aie").round(4)
 # Two rankings cannot agree better than each agrees with itself. The ceilings: AIE over one half of
 # its prompts against the other half, and an LTV trained with another seed against the first.
 
-# %% fast={"FitSettings()": "FitSettings(steps=5, kinds=('zero',))"}
+# %% fast={"FitSettings()": "FitSettings(steps=4, n_prompts=16, n_validation=4)"}
 import pandas as pd
 import torch
 

@@ -348,9 +348,9 @@ def test_rivals_stand_in_tables_and_their_vectors_carry_over(
     assert "below the LTV of the class" in said
     for name in ("rivals-accuracy", "rivals-d_ntp", f"states-{first}", "heads-needed"):
         assert (found / "text" / "figures" / f"{name}.pdf").stat().st_size > 1000
-    before = steps(found / "text"), steps(found / "regression")
-    assert again("rivals", tmp_path, *options) == said
-    assert (steps(found / "text"), steps(found / "regression")) == before
+    before = steps(found / "text")
+    assert said.startswith(again("rivals", tmp_path, *options, "--functions", ""))
+    assert steps(found / "text") == before
 
     options = ["--study", str(found / "text"), "--model", model, "--data", str(data)]
     again("transfer", tmp_path, *options, "--out", "transfer")

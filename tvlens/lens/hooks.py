@@ -100,7 +100,7 @@ def intervene(backend: Backend, edit: Edit, query: Int[Tensor, " batch"]) -> Ite
 
 @dataclass(frozen=True)
 class Attended:
-    """What attention did at one position of every prompt.
+    """What attention did at chosen positions, one of every prompt if no others were asked for.
 
     Attributes:
         z: `hook_z` of every head; zero in layers without heads, as all that follows.
@@ -109,12 +109,12 @@ class Attended:
             backend cannot say.
     """
 
-    z: Float[Tensor, "batch layer head d_head"]
-    added: Float[Tensor, "batch layer d_model"]
-    projected: Float[Tensor, "batch layer d_model"] | None
+    z: Float[Tensor, "asked layer head d_head"]
+    added: Float[Tensor, "asked layer d_model"]
+    projected: Float[Tensor, "asked layer d_model"] | None
 
     @property
-    def factor(self) -> Float[Tensor, "batch layer d_model"] | None:
+    def factor(self) -> Float[Tensor, "asked layer d_model"] | None:
         """What the blocks multiply `projected` by to make `added`."""
         if self.projected is None:
             return None
@@ -125,26 +125,28 @@ def record_attention(
     backend: Backend,
     inputs: Tensor,
     mask: Bool[Tensor, "batch pos"],
-    query: Int[Tensor, " batch"],
+    query: Int[Tensor, " asked"],
     *,
+    rows: Int[Tensor, " asked"] | None = None,
     change_z: Callable[[int, Tensor], Tensor | None] | None = None,
 ) -> Attended:
-    """What attention does at the query position of one forward pass.
+    """What attention does at the query positions of one forward pass.
 
     Args:
         backend: the model.
         inputs: what it reads.
         mask: which columns are no padding.
-        query: query position of each prompt.
+        query: the positions that are asked.
+        rows: the prompt of each; by default every prompt is asked once, in order.
         change_z: gives `hook_z` of a layer in place of what it is, or None to leave it.
     """
     found: dict[str, Tensor] = {}
-    rows = torch.arange(len(query), device=inputs.device)
+    of = torch.arange(len(query), device=inputs.device) if rows is None else rows
 
     def keep(name: str, activation: Tensor) -> None:
         here = activation.device
         # A view would keep the whole activation alive.
-        found[name] = activation[rows.to(here), query.to(here)].clone().to(inputs.device)
+        found[name] = activation[of.to(here), query.to(here)].clone().to(inputs.device)
 
     def keep_z(layer: int, activation: Tensor) -> Tensor | None:
         z = backend.as_heads(activation)

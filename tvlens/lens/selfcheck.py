@@ -1,7 +1,6 @@
 """Checks that a lens makes of its model before anybody trusts a number from it."""
 
 import warnings
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -86,12 +85,6 @@ def _typical(difference: Tensor, reference: Tensor) -> float:
     return float(difference.float().square().mean().sqrt() / spread)
 
 
-def _everywhere(batch: Batch) -> Batch:
-    """The prompts asked at every one of their positions, a row for each."""
-    rows, columns = batch.mask.nonzero(as_tuple=True)
-    return replace(batch.take(rows), query=columns)
-
-
 def _check_contributions(backend: Backend, batch: Batch) -> bool:
     """Whether blocks scale what heads write before they add it; refuses what is no scaling."""
     limit = _TOLERANCE.get(backend.dtype)
@@ -100,8 +93,9 @@ def _check_contributions(backend: Backend, batch: Batch) -> bool:
             f"model {backend.name!r} has dtype {backend.dtype}; expected one of "
             f"{', '.join(map(str, _TOLERANCE))}; load it with dtype=torch.float32"
         )
-    batch = _everywhere(batch)
-    found = record_attention(backend, batch.inputs, batch.mask, batch.query)
+    rows, columns = batch.mask.nonzero(as_tuple=True)
+    record = partial(record_attention, backend, batch.inputs, batch.mask, columns, rows=rows)
+    found = record()
     if not torch.isfinite(found.added).all():
         raise ModelError(
             f"model {backend.name!r} gives activations that are not finite on a short prompt; "
@@ -137,7 +131,7 @@ def _check_contributions(backend: Backend, batch: Batch) -> bool:
         z[:, :, head] = 0
         return z
 
-    zeroed = record_attention(backend, batch.inputs, batch.mask, batch.query, change_z=without_one)
+    zeroed = record(change_z=without_one)
     after = zeroed.projected if scaled and zeroed.projected is not None else zeroed.added
     expected = -(found.z[:, layer, head] @ w_o[layer, head])
     error = _relative((after - written)[:, layer] - expected, written)
