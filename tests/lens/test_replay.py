@@ -81,11 +81,12 @@ def test_final_streams_are_those_of_whole_passes(backend):
     readings = [engine.read(zoo.batch()) for engine in engines]
     for name, edit in edits(backend).items():
         expected = slow.final(readings[2], edit)
-        for engine, reading in zip(engines, readings, strict=True):
+        for engine, reading in zip(engines[:2], readings[:2], strict=True):
             found = engine.final(reading, edit)
             assert zoo.off(found, expected) < zoo.TOLERANCE[torch.float32], name
-            logits = backend.unembed(found)
-            assert zoo.off(logits, engine.run(reading, edit)) < 1e-5
+    for engine, reading in zip(engines, readings, strict=True):
+        logits = backend.unembed(engine.final(reading, edit))
+        assert zoo.off(logits, engine.run(reading, edit)) < 1e-5
 
 
 @pytest.mark.parametrize("batch", zoo.BATCHES.values(), ids=zoo.BATCHES)
@@ -153,18 +154,20 @@ def test_a_batch_of_n_is_n_batches_of_one(backend, batch):
     together = engine.read(batch)
     width = batch.inputs.shape[1]
     ends = [len(row) - width + 1 + int(q) for row, q in zip(zoo.ROWS, batch.query, strict=True)]
+    singly = [engine.read(zoo.batch([row[:end]])) for row, end in zip(zoo.ROWS, ends, strict=True)]
     for name, edit in edits(backend).items():
         logits = engine.run(together, edit)
-        for i, (row, end) in enumerate(zip(zoo.ROWS, ends, strict=True)):
-            alone = engine.run(engine.read(zoo.batch([row[:end]])), edit.of_prompts(i, i + 1))
+        for i, reading in enumerate(singly):
+            alone = engine.run(reading, edit.of_prompts(i, i + 1))
             assert zoo.off(logits[i], alone[0]) < zoo.TOLERANCE[torch.float32], name
 
 
 def test_single_tokens_alone(backend):
     fast, slow = ReplayEngine(backend), WholePassEngine(backend)
     batch = zoo.batch([[17], [30]])
+    fast_reading, slow_reading = fast.read(batch), slow.read(batch)
     for name, edit in edits(backend, n_prompts=2).items():
-        found, expected = fast.run(fast.read(batch), edit), slow.run(slow.read(batch), edit)
+        found, expected = fast.run(fast_reading, edit), slow.run(slow_reading, edit)
         assert zoo.off(found, expected) < zoo.TOLERANCE[torch.float32], name
 
 

@@ -266,7 +266,7 @@ def test_ablation_of_both_modalities(regression, model, data, again):
     assert list(table["task"].unique()) == [*trained.TASKS, "tiny"]
     figures = {path.stem for path in (both / "figures").iterdir()}
     assert figures == {
-        f"{name}-{rule}-{metric}"
+        f"{name}-{rule}-mean-{metric}"
         for rule in ("top", "exclusive")
         for name, metric in (
             ("text", "accuracy"),

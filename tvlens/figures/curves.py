@@ -147,11 +147,19 @@ def _main(rows: DataFrame, functions: str) -> dict[str, Look]:
 
 
 def _name_lines(axes: Axes, rows: DataFrame, looks: Mapping[str, Look]) -> None:
-    ends = []
+    ends, right = [], axes.get_xlim()[1]
     for method, look in looks.items():
         last = _curve(axes, rows[rows["method"] == method], look)
-        if last is not None:
-            ends.append((look.label, last, PALETTE[look.colour]))
+        if last is None:
+            continue
+        colour = PALETTE[look.colour]
+        if last[0] < right / 2:
+            # An estimator makes no error from there on.
+            axes.annotate(
+                look.label, last, (4, 3), textcoords="offset points", color=colour, fontsize=7
+            )
+        else:
+            ends.append((look.label, last[1], colour))
     label_ends(axes, ends, height=_HEIGHT - 0.8)
 
 
@@ -190,8 +198,8 @@ def _limits(axes: Axes, rows: DataFrame) -> None:
     axes.grid(axis="y")
 
 
-def _curve(axes: Axes, part: DataFrame, look: Look) -> float | None:
-    """One method's means and intervals, and its last mean; nothing where there are none."""
+def _curve(axes: Axes, part: DataFrame, look: Look) -> tuple[float, float] | None:
+    """One method's means and intervals, and where the line ends; nothing where there is none."""
     # An estimator that makes no error has no place on a logarithmic axis.
     part = part[part["value"] > 1e-6].sort_values("points")
     if part.empty:
@@ -205,4 +213,4 @@ def _curve(axes: Axes, part: DataFrame, look: Look) -> float | None:
         line.set(lw=1.6)
     if len(part) < 8:
         line.set(marker="o", ms=2.5)
-    return float(part["value"].iloc[-1])
+    return float(part["points"].iloc[-1]), float(part["value"].iloc[-1])
