@@ -259,13 +259,17 @@ def test_generation_is_that_of_whole_passes(backend):
     fast, slow = ReplayEngine(backend), WholePassEngine(backend)
     batch = zoo.batch()
     fast_reading, slow_reading = fast.read(batch), slow.read(batch)
-    tokens = []
+    tokens = {}
+    # What variants and prompts are given by themselves, they are in both ways at once.
+    covered = ("heads, values of variants", "heads, values of prompts", "vectors")
     for name, edit in edits(backend).items():
-        found = fast.generate(fast_reading, edit, 4)
-        assert found.shape == (len(batch), edit.n_variant, 4)
-        assert torch.equal(found, slow.generate(slow_reading, edit, 4)), name
-        tokens.append(found)
-    clean, each_head = tokens[0], tokens[1]
+        if name in covered:
+            continue
+        found = fast.generate(fast_reading, edit, 3)
+        assert found.shape == (len(batch), edit.n_variant, 3)
+        assert torch.equal(found, slow.generate(slow_reading, edit, 3)), name
+        tokens[name] = found
+    clean, each_head = tokens["none"], tokens["each head"]
     assert not torch.equal(each_head, clean.expand_as(each_head))
     assert len(each_head.unique()) > 1
 
