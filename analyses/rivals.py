@@ -276,9 +276,8 @@ def heads_needed(out: Path, plans: dict[str, TextPlan], run: Run, ks: tuple[int,
     shown = rows[~penalised].pivot(index=["task", "method"], columns="k", values="text")
     shown = shown.reset_index().fillna("").rename_axis(columns=None)
     print(write_tables(out, "heads_needed", table, shown))
-    columns = {"task": "task", "k": "heads left", "text": "accuracy"}
-    penalised_rows = rows.loc[penalised, list(columns)].rename(columns=columns)
-    print(write_texts(out, "heads_left", penalised_rows))
+    left = rows.loc[penalised, ["task", "k", "text"]]
+    print(write_texts(out, "heads_left", left.set_axis(["task", "heads left", "accuracy"], axis=1)))
     run.write_figure("heads-needed", figures.heads_needed(table))
 
 

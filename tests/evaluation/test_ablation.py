@@ -65,12 +65,11 @@ def by_hand(lens: Lens, batch: Batch, values, heads, positions) -> torch.Tensor:
 
 
 def heads_of(lens: Lens, batch: Batch, i: int) -> torch.Tensor:
-    """`z` of one prompt, run whole, at its query and at every position before it, last first."""
-    length = int(batch.mask[i].sum())
-    own = batch.take(torch.full((length,), i))
-    back = torch.arange(length)
+    """`z` of one prompt, run whole and alone, at its query and at all before it, last first."""
+    own, back = batch[i : i + 1], torch.arange(int(batch.mask[i].sum()))
+    rows = torch.zeros_like(back)
     with torch.no_grad(), lens.backend.frozen():
-        return record_attention(lens.backend, own.inputs, own.mask, own.query - back).z
+        return record_attention(lens.backend, own.inputs, own.mask, own.query - back, rows=rows).z
 
 
 @pytest.mark.parametrize("positions", ["query", "all"])
