@@ -6,8 +6,9 @@ import torch
 import tvlens
 from helpers import zoo
 from tvlens.errors import ModelError, UnknownNameError
+from tvlens.lens import selfcheck
 from tvlens.lens.edits import AddToResidual, NoEdit, ReplaceHeads
-from tvlens.lens.hooks import WholePassEngine
+from tvlens.lens.hooks import WholePassEngine, record_attention
 from tvlens.lens.replay import ReplayEngine
 from tvlens.lens.selfcheck import choose_engine
 from tvlens.models.bridge import BridgeBackend
@@ -301,3 +302,23 @@ def test_a_conversion_into_another_model_is_refused():
 
 def test_replay_engine_is_what_a_loaded_lens_has():
     assert isinstance(tvlens.load(zoo.huggingface("llama")).engine, ReplayEngine)
+
+
+def test_contributions_are_checked_at_every_position_in_two_passes(monkeypatch):
+    backend, asked = zoo.backend("llama", "bridge"), []
+
+    def watched(*given, **words):
+        found = record_attention(*given, **words)
+        batch = backend.short_prompts()
+        rows, columns = batch.mask.nonzero(as_tuple=True)
+        if "change_z" not in words:
+            alone = record_attention(backend, batch.inputs[rows], batch.mask[rows], columns)
+            assert zoo.off(found.z, alone.z) < 1e-5
+            assert zoo.off(found.added, alone.added) < 1e-5
+        asked.append((len(found.z), len(rows)))
+        return found
+
+    monkeypatch.setattr(selfcheck, "record_attention", watched)
+    selfcheck.choose_engine(backend)
+    assert len(asked) == 2
+    assert all(n == positions > 2 for n, positions in asked)
