@@ -68,7 +68,8 @@ test: PYTEST = bin/python -m pytest --numprocesses $(JOBS) --dist worksteal
 test: setup setup-tl4 check  ## all checks and tests, JOBS=2 at once; and with transformer-lens 4 what calls it
 	@failed=0; .venv/$(PYTEST) || failed=1; \
 	echo "And with transformer-lens 4:"; \
-	JAXTYPING_DISABLE=1 .venv-tl4/$(PYTEST) -o cache_dir=.venv-tl4/cache $(TL4_TESTS) || failed=1; exit $$failed
+	.venv-tl4/$(PYTEST) -o addopts=--import-mode=importlib -o cache_dir=.venv-tl4/cache $(TL4_TESTS) \
+	    || failed=1; exit $$failed
 
 docs: .venv/.installed  ## the documentation as pages, docs/_build/html; needs no network
 	.venv/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build/html

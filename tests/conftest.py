@@ -1,6 +1,7 @@
 """Fixtures that several test files share. No test may ask a model hub for anything."""
 
 import os
+from collections import Counter
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -11,6 +12,8 @@ import torch
 from helpers import browser, zoo
 from tvlens.runs import run
 
+TYPES_CHECKED = pytest.StashKey[bool]()
+
 # Operations on tiny tensors take longer on several threads than on one.
 torch.set_num_threads(1)
 
@@ -20,6 +23,24 @@ def pytest_terminal_summary(terminalreporter):
     skipped = terminalreporter.stats.get("skipped", [])
     if any(browser.NOT_RUN in str(report.longrepr) for report in skipped):
         terminalreporter.write_line(f"{browser.NOT_RUN}; {browser.REMEDY}")
+
+
+def pytest_collection_modifyitems(items):
+    """Types are checked in the first cases of a test: the rest is there for its numbers."""
+    cases = Counter()
+    for item in items:
+        test = item.nodeid.split("[")[0]
+        cases[test] += 1
+        item.stash[TYPES_CHECKED] = cases[test] <= 4
+
+
+@pytest.fixture(autouse=True)
+def types(request):
+    """On or off, as the case says; after a test as before."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", not request.node.stash[TYPES_CHECKED])
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -50,11 +71,9 @@ def lens(request):
 
 
 @pytest.fixture
-def unchecked():
+def unchecked(types):
     """Lets wrong types through, as in a user's Python, so that tvlens' own words are seen."""
     jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

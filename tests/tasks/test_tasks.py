@@ -4,7 +4,6 @@ import random
 import re
 from collections import Counter
 
-import jaxtyping
 import pytest
 
 from tvlens import tasks
@@ -13,14 +12,6 @@ from tvlens.tasks import Pair, Task, Template
 from tvlens.tasks.text.draw import draw_queries, shuffle_labels
 
 SPLITS = ("train", "validation", "test")
-
-
-@pytest.fixture
-def unchecked():
-    """Run-time type checks off, as for users, so that the library's own messages are seen."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def numbered(n, outputs=None):
