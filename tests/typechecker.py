@@ -7,5 +7,5 @@ import beartype
 
 
 def outermost(function: Callable[..., Any]) -> Callable[..., Any]:
-    """By beartype, if it is no function made in another, which would be made ready at every call."""
+    """By beartype, but for functions made in others: they would be made ready at every call."""
     return function if "<locals>" in function.__qualname__ else beartype.beartype(function)

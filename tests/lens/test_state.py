@@ -174,6 +174,7 @@ def test_the_model_comes_back_wherever_ctrl_c_lands(what, kind):
             pass
 
     run = {"frozen": frozen, "hooks": hooks}[what]
+    run()  # what is made once and kept is no line of later runs
     before = state(backend)
     lines = interrupted_at(0, run)
     assert lines > 20

@@ -23,7 +23,7 @@ _BESIDE = {
 
 def tapped_sites(backend: Backend) -> dict[SiteKind, tuple[int, ...]]:
     """Layers in which each site has the hook points that it takes."""
-    there, every = backend.model.hook_dict, range(backend.n_layer)
+    there, every = backend.hook_points, range(backend.n_layer)
     with_heads = backend.attention_layers
 
     def having(point: str) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import cached_property
 from hashlib import sha256
 from typing import Any
@@ -154,13 +154,29 @@ class Backend(ABC):
         """Name of the hook point at the block's output."""
         return f"blocks.{layer}.hook_resid_post"
 
-    def hooks(self, hooks: Sequence[tuple[str, HookFunction]]) -> AbstractContextManager[Any]:
+    @cached_property
+    def hook_points(self) -> dict[str, Any]:
+        """Every hook point of the model, by each of its names; a bridge takes long to list them."""
+        return dict(self.model.hook_dict)
+
+    @contextmanager
+    def hooks(self, hooks: Sequence[tuple[str, HookFunction]]) -> Iterator[None]:
         """A context in which `hooks`, pairs of a hook point's name and a function, are attached.
 
         Names of hook points that do not exist are passed over: their functions are never called.
         """
-        there = self.model.hook_dict
-        return self.model.hooks(fwd_hooks=[pair for pair in hooks if pair[0] in there])
+        found = [(self.hook_points.get(name), function) for name, function in hooks]
+        there = [(point, function) for point, function in found if point is not None]
+        self.model.context_level += 1
+        level = self.model.context_level
+        try:
+            for point, function in there:
+                point.add_hook(function, level=level)
+            yield
+        finally:
+            for point, _ in there:
+                point.remove_hooks(level=level)
+            self.model.context_level -= 1
 
     def parameters(self) -> list[nn.Parameter]:
         """Every parameter of the model underneath."""
