@@ -38,12 +38,12 @@ means = tvlens.mean_head_outputs(lens, clean)
 # Indirect effects are exact for the twenty heads that are best to first order. Gates multiply what
 # heads say at the query position; several masks are trained at once, and intervals are over them.
 
-# %% fast={"n=25": "n=4", "FitSettings()": "FitSettings(steps=4, n_prompts=16, n_validation=4)"}
+# %% fast={"n=25": "n=4", "FitSettings()": "FitSettings(steps=3, n_prompts=8, n_validation=4)"}
 asked = tvlens.mediation_prompts(task, clean, means, n=25)
 aie = tvlens.indirect_effects(lens, asked, means, screen=20)
 ltv = tvlens.fit_ltv(lens, task, means, settings=tvlens.FitSettings())
 
-# %% fast={"[:32]": "[:4]", "steps=40": "steps=6"}
+# %% fast={"[:32]": "[:4]", "steps=40": "steps=2"}
 from tvlens.lens import Schedule
 from tvlens.scores import head_gates
 

@@ -29,7 +29,7 @@
 # task: its mean output over 100 prompts with ten examples (of these, the ones that the model
 # answers).
 
-# %% readme=true fast={"n=100": "n=16"}
+# %% readme=true fast={"n=100": "n=10"}
 import tvlens
 
 lens = tvlens.load("smollm2-135m")
@@ -45,7 +45,7 @@ means = tvlens.mean_head_outputs(lens, clean)
 # one at a time. These 6,750 runs need only the last token, because nothing before it can depend on
 # what is changed there.
 
-# %% readme=true fast={"means), means)": "means, n=6), means)"}
+# %% readme=true fast={"means), means)": "means, n=4), means)"}
 aie = tvlens.indirect_effects(lens, tvlens.mediation_prompts(task, clean, means), means)
 
 # %% [markdown]
@@ -54,7 +54,7 @@ aie = tvlens.indirect_effects(lens, tvlens.mediation_prompts(task, clean, means)
 # One weight per head, starting at zero, trained on prompts without examples and with wrong ones.
 # Validation prompts decide when to stop.
 
-# %% readme=true fast={"means)": "means, settings=tvlens.FitSettings(steps=4, n_prompts=16))"}
+# %% readme=true fast={"means)": "means, settings=tvlens.FitSettings(steps=3, n_prompts=8, n_validation=4))"}
 ltv = tvlens.fit_ltv(lens, task, means)
 
 # %% [markdown]
@@ -62,7 +62,7 @@ ltv = tvlens.fit_ltv(lens, task, means)
 # (`shuffled`) and with right ones (`clean`); then how far the two head rankings agree, beside the
 # agreement of two random rankings.
 
-# %% readme=true fast={"\"clean\")": "\"clean\"), n=8"}
+# %% readme=true fast={"\"clean\")": "\"clean\"), n=4"}
 table = tvlens.evaluate(lens, task, {"LTV": ltv}, kinds=("zero", "shuffled", "clean"))
 print(tvlens.compare_head_sets(aie, ltv, names=("AIE", "LTV")))
 
@@ -95,7 +95,7 @@ aie.to_frame().nlargest(5, "aie").round(4)
 # Two rankings cannot agree better than each agrees with itself. The ceilings: AIE over one half of
 # its prompts against the other half, and an LTV trained with another seed against the first.
 
-# %% fast={"FitSettings()": "FitSettings(steps=4, n_prompts=16, n_validation=4)"}
+# %% fast={"FitSettings()": "FitSettings(steps=3, n_prompts=8, n_validation=4)"}
 import pandas as pd
 import torch
 
@@ -117,7 +117,7 @@ pd.concat(ceilings).droplevel(1).round(3)
 # vector*. Its layer and scale are chosen on validation prompts, for each kind of prompt by itself.
 # `random` shows what random weights of the same norm do.
 
-# %% fast={"(10,)": "(10,), layers=(9, 12), scales=(2.0,)", "=False": "=False, n=8"}
+# %% fast={"=kind)": "=kind, n=4)", "s=(10,)": "s=(10,), layers=(9,), scales=(2.0,)", "=False": "=False, n=4"}
 validation = {kind: task.prompts("validation", kind=kind) for kind in ("zero", "shuffled")}
 fv = tvlens.choose_function_vectors(lens, means, aie, validation, ks=(10,))
 methods = {"FV": fv.one_layer, "LTV": ltv, "random": tvlens.random_controls(ltv)}

@@ -68,7 +68,7 @@ def test_replayed_probabilities_are_those_of_hooked_passes(smollm2, task):
 def test_present_past_is_done_in_context_and_not_without(smollm2, task):
     right = {
         kind: smollm2.outputs(
-            task.prompts("test", shots=10, n=20, kind=kind), NoEdit(30), smollm2.readout.answered
+            task.prompts("test", shots=10, n=12, kind=kind), NoEdit(30), smollm2.readout.answered
         )
         for kind in ("clean", "zero")
     }

@@ -1,5 +1,6 @@
 """A tiny regression model that learns lines, trained while the tests run, and its task."""
 
+import copy
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,7 @@ import tvlens
 from tvlens.lens.edits import AddToResidual
 from tvlens.lens.hooks import WholePassEngine
 from tvlens.lens.lens import Lens
-from tvlens.models.regression.training import model_card, preset, train
+from tvlens.models.regression.training import Trained, model_card, preset, train
 from tvlens.models.regression.transformer import RegressionTransformer, save_regression
 from tvlens.tasks.regression.functions import function_class
 from tvlens.tasks.regression.prompts import PointPrompts
@@ -22,9 +23,15 @@ TASK = FunctionTask("linear", function_class("linear", 1), train_points=TRAINED)
 
 
 @cache
+def _training() -> Trained:
+    return train("linear", preset("tiny"))
+
+
+@cache
 def trained() -> RegressionTransformer:
     """A model that learns lines from up to 6 points, with positions for 16."""
-    return train("linear", preset("tiny")).model
+    # A bridge takes over the modules of its model, which could not be saved any more.
+    return copy.deepcopy(_training().model)
 
 
 def lens(kind: str = "bridge") -> Lens:
@@ -39,11 +46,8 @@ def _lens(kind: str) -> Lens:
 
 def save(path: Path) -> None:
     """`trained()` in a file as `tvlens regression train` writes it."""
-    settings = preset("tiny")
-    made = train("linear", settings)
-    save_regression(
-        made.model, path, model_card("linear", settings, 0, None, "cpu", made), dtype=torch.float32
-    )
+    card = model_card("linear", preset("tiny"), 0, None, "cpu", _training())
+    save_regression(_training().model, path, card, dtype=torch.float32)
 
 
 def row(prompts: PointPrompts, i: int) -> PointPrompts:

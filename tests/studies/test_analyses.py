@@ -69,12 +69,19 @@ def assert_tables_first(folder):
     assert max(tables) <= min(figures)
 
 
-def test_text_study_writes_both_summaries_and_resumes(model, data, tmp_path, again):
+@pytest.fixture(scope="module")
+def text_study(model, data, tmp_path_factory):
+    """A study of both tasks by a process of its own: its folder, its options, what it printed."""
+    folder = tmp_path_factory.mktemp("text")
     options = ["--model", model, "--data", str(data), "--tasks", ",".join(trained.TASKS)]
     options += ["--shots", SHOTS, "--steps", "4", "--ltv-seeds", "2", "--n-test", "6"]
     options += ["--out", "found"]
-    said = run("text_study", tmp_path, *options)
-    found = tmp_path / "found"
+    return folder, options, run("text_study", folder, *options)
+
+
+def test_text_study_writes_both_summaries_and_resumes(text_study, again):
+    folder, options, said = text_study
+    found = folder / "found"
     for name in ("summary", "headset_summary"):
         assert (found / f"{name}.md").read_text() in said
         assert (found / f"{name}.tex").read_text().startswith(r"\begin{tabular}")
@@ -92,7 +99,7 @@ def test_text_study_writes_both_summaries_and_resumes(model, data, tmp_path, aga
 
     before = steps(found)
     assert before
-    assert again("text_study", tmp_path, *options) == said
+    assert again("text_study", folder, *options) == said
     assert steps(found) == before
 
 
@@ -100,7 +107,7 @@ def test_weight_travel_shows_that_the_paper_weights_stay(model, data, tmp_path, 
     task = next(iter(trained.TASKS))
     options = ["--model", model, "--task", str(data / f"{task}.json"), "--shots", SHOTS]
     options += ["--steps", "20", "--seeds", "2", "--out", "found"]
-    said = run("weight_travel", tmp_path, *options)
+    said = again("weight_travel", tmp_path, *options)
     found = tmp_path / "found"
     assert (found / "summary.md").read_text() in said
     assert (found / "summary.tex").exists()
@@ -148,11 +155,17 @@ def regression(tmp_path_factory):
 SMALL = ["--steps", "3", "--n-test", "8"]
 
 
-def test_regression_study_writes_summary_and_claims(regression, again):
+@pytest.fixture(scope="module")
+def regression_study(regression):
+    """A study of the tiny model by a process of its own: its folder and what it printed."""
     words = ["--functions", "tiny.safetensors", "--out", "run", "--shifts", "none", *SMALL]
-    said = again("regression_study", regression, *words, "--ltv-seeds", "1")
-    results = pd.read_csv(regression / "run" / "results.csv")
-    summary = pd.read_csv(regression / "run" / "summary.csv").set_index("method")
+    return regression / "run", run("regression_study", regression, *words, "--ltv-seeds", "2")
+
+
+def test_regression_study_writes_summary_and_claims(regression_study):
+    folder, said = regression_study
+    results = pd.read_csv(folder / "results.csv")
+    summary = pd.read_csv(folder / "summary.csv").set_index("method")
     rows = results[
         (results["method"] == "ltv_class")
         & (results["prompt"] == "clean")
@@ -160,7 +173,7 @@ def test_regression_study_writes_summary_and_claims(regression, again):
     ].set_index("metric")["value"]
     assert summary.loc["LTV", "error, T_train"] == pytest.approx(rows["squared_error"])
     assert summary.loc["LTV", "gain, T_train"] == pytest.approx(rows["gain"])
-    claims = pd.read_csv(regression / "run" / "claims.csv")
+    claims = pd.read_csv(folder / "claims.csv")
     assert len(claims) == 9
     assert set(claims["holds"]) <= {"yes", "no", "(yes)", "(no)"}
     assert "What the paper claims" in said
@@ -292,15 +305,9 @@ def test_ablation_of_both_modalities(regression, model, data, again):
     assert steps(regression / "ablation" / "text") == before
 
 
-def test_both_modalities_are_put_side_by_side(regression, model, data, again, tmp_path):
-    names = ",".join(trained.TASKS)
-    text = ["--data", data, "--tasks", names, "--model", model, "--shots", SHOTS, "--steps", "3"]
-    run("text_study", tmp_path, *map(str, text), "--out", "text", "--ltv-seeds", "2")
-    words = ["--functions", "tiny.safetensors", "--shifts", "none", *SMALL, "--ltv-seeds", "2"]
-    again("regression_study", regression, *words, "--out", tmp_path / "regression")
-    said = again(
-        "modalities", tmp_path, "--text", "text", "--regression", "regression", "--out", "both"
-    )
+def test_both_modalities_are_put_side_by_side(text_study, regression_study, again, tmp_path):
+    words = ["--text", text_study[0] / "found", "--regression", regression_study[0]]
+    said = again("modalities", tmp_path, *words, "--out", "both")
     table = pd.read_csv(tmp_path / "both" / "modalities.csv")
     assert list(table["modality"]) == ["text"] * 2 + ["regression"] * 4
     assert table["overlap above chance"].max() <= 1

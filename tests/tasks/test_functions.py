@@ -1,6 +1,7 @@
 """Function classes: values known on paper, scales, seeds."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -101,6 +102,23 @@ def test_only_noisy_classes_have_noise():
 def test_options_reach_the_class():
     assert function_class("relu", 3, n_hidden=7) == ReluNetwork(3, 7)
     assert function_class("sparse-linear", 5, n_nonzero=2) == SparseLinear(5, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("tree", "depth", "x"),
+        ("tree", "depth", 0),
+        ("relu", "n_hidden", 2.0),
+        ("relu", "n_hidden", True),
+        ("noisy-linear", "noise_std", -1),
+        ("noisy-linear", "noise_std", math.nan),
+    ],
+)
+def test_options_that_are_no_sizes_are_refused(name, option, value, unchecked):
+    kind = "a number, at least 0" if name == "noisy-linear" else "a whole number, at least 1"
+    with pytest.raises(ShapeError, match=re.escape(f"{option} is {value!r}; expected {kind}")):
+        function_class(name, 3, **{option: value})
 
 
 def test_what_cannot_be_is_refused():

@@ -231,17 +231,24 @@ def function_class(name: str, n_dims: int, **options: int | float) -> FunctionCl
 
     Raises:
         UnknownNameError: there is no such function class, or it has no such option.
-        ShapeError: the sizes do not fit each other.
+        ShapeError: an option is no number that makes sense, or the sizes do not fit each other.
     """
     if name not in CLASSES:
         raise UnknownNameError(
             f"unknown function class {name!r}; expected one of {', '.join(CLASSES)}"
         )
-    known = [field.name for field in fields(CLASSES[name]) if field.name != "n_dims"]
-    strange = [option for option in options if option not in known]
-    if strange:
-        raise UnknownNameError(
-            f"function class {name!r} has no option {strange[0]!r}; it has "
-            f"{', '.join(known) or 'none'}"
-        )
+    known = {field.name: field.default for field in fields(CLASSES[name]) if field.name != "n_dims"}
+    for option, value in options.items():
+        if option not in known:
+            raise UnknownNameError(
+                f"function class {name!r} has no option {option!r}; it has "
+                f"{', '.join(known) or 'none'}"
+            )
+        whole = isinstance(known[option], int)
+        number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+        if not (number and (value >= 1 if whole else 0 <= value < math.inf)):
+            wanted = "a whole number, at least 1" if whole else "a number, at least 0"
+            raise ShapeError(
+                f"function class {name!r}: {option} is {value!r:.60}; expected {wanted}"
+            )
     return CLASSES[name](n_dims, **options)
