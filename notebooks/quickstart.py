@@ -54,7 +54,7 @@ aie = tvlens.indirect_effects(lens, tvlens.mediation_prompts(task, clean, means)
 # One weight per head, starting at zero, trained on prompts without examples and with wrong ones.
 # Validation prompts decide when to stop.
 
-# %% readme=true fast={"means)": "means, settings=tvlens.FitSettings(steps=3, n_prompts=8, n_validation=4))"}
+# %% readme=true fast={"s)": "s, settings=tvlens.FitSettings(steps=3, n_prompts=9,n_validation=4))"}
 ltv = tvlens.fit_ltv(lens, task, means)
 
 # %% [markdown]
@@ -117,7 +117,7 @@ pd.concat(ceilings).droplevel(1).round(3)
 # vector*. Its layer and scale are chosen on validation prompts, for each kind of prompt by itself.
 # `random` shows what random weights of the same norm do.
 
-# %% fast={"=kind)": "=kind, n=4)", "s=(10,)": "s=(10,), layers=(9,), scales=(2.0,)", "=False": "=False, n=4"}
+# %% fast={"=kind)": "=kind, n=4)", "=(10,)": "=(10,), layers=(9,)", "=False": "=False, n=4"}
 validation = {kind: task.prompts("validation", kind=kind) for kind in ("zero", "shuffled")}
 fv = tvlens.choose_function_vectors(lens, means, aie, validation, ks=(10,))
 methods = {"FV": fv.one_layer, "LTV": ltv, "random": tvlens.random_controls(ltv)}
