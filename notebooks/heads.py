@@ -21,7 +21,7 @@
 # compared; the last says which of them found what the model needs. First of a text task, then of a
 # function class.
 
-# %% fast={"n=60": "n=8"}
+# %% fast={"n=60": "n=6"}
 # %matplotlib inline
 import pandas as pd
 
@@ -38,7 +38,7 @@ means = tvlens.mean_head_outputs(lens, clean)
 # Indirect effects are exact for the twenty heads that are best to first order. Gates multiply what
 # heads say at the query position; several masks are trained at once, and intervals are over them.
 
-# %% fast={"n=25": "n=4", "FitSettings()": "FitSettings(steps=3, n_prompts=8, n_validation=4)"}
+# %% fast={"n=25": "n=2", "FitSettings()": "FitSettings(steps=3, n_prompts=8, n_validation=4)"}
 asked = tvlens.mediation_prompts(task, clean, means, n=25)
 aie = tvlens.indirect_effects(lens, asked, means, screen=20)
 ltv = tvlens.fit_ltv(lens, task, means, settings=tvlens.FitSettings())

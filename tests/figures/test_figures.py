@@ -426,6 +426,23 @@ def test_labels_that_would_overlap_are_moved_apart_as_little_as_may_be() -> None
     assert len(style._apart(np.array([]), 0.1)) == 0
 
 
+@pytest.mark.parametrize("rest", [0.0, 1e-5], ids=["no error", "less than is shown"])
+def test_a_line_that_ends_early_is_named_where_it_is_last_in_sight(rest: float) -> None:
+    table = error_results()
+    of_estimator = (table["method"] == "boosting") & (table["functions"] == "tree")
+    rows = rows_of(table, "bare").assign(method="boosting")
+    seen = rows["points"] <= 3
+    rows.loc[~seen, ["value", "ci_low", "ci_high"]] = rest
+    table = pd.concat([table[~of_estimator], rows], ignore_index=True)
+    figure = figures_regression.error_curves(table, functions="tree", train_points=4)
+    draw(figure)
+    (axes,) = figure.axes
+    (label,) = [text for text in axes.texts if text.get_text() == "boosted trees"]
+    last = rows[seen].iloc[-1]
+    assert label.xy == (last["points"], last["value"])
+    assert rows["points"].max() > 2 * last["points"]
+
+
 def test_an_estimator_without_errors_and_an_unknown_training_length_leave_no_line() -> None:
     table = error_results()
     table.loc[table["method"] == "least_squares", ["value", "ci_low", "ci_high"]] = 0.0

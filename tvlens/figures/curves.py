@@ -154,7 +154,7 @@ def _name_lines(axes: Axes, rows: DataFrame, looks: Mapping[str, Look]) -> None:
             continue
         colour = PALETTE[look.colour]
         if last[0] < right / 2:
-            # An estimator makes no error from there on.
+            # An estimator makes no error from there on, or less than is shown.
             axes.annotate(
                 look.label, last, (4, 3), textcoords="offset points", color=colour, fontsize=7
             )
@@ -199,7 +199,7 @@ def _limits(axes: Axes, rows: DataFrame) -> None:
 
 
 def _curve(axes: Axes, part: DataFrame, look: Look) -> tuple[float, float] | None:
-    """One method's means and intervals, and where the line ends; nothing where there is none."""
+    """One method's means and intervals, and where it is last in sight; nothing if it never is."""
     # An estimator that makes no error has no place on a logarithmic axis.
     part = part[part["value"] > 1e-6].sort_values("points")
     if part.empty:
@@ -213,4 +213,7 @@ def _curve(axes: Axes, part: DataFrame, look: Look) -> tuple[float, float] | Non
         line.set(lw=1.6)
     if len(part) < 8:
         line.set(marker="o", ms=2.5)
-    return float(part["points"].iloc[-1]), float(part["value"].iloc[-1])
+    inside = part[part["value"] >= axes.get_ylim()[0]]
+    if inside.empty:
+        return None
+    return float(inside["points"].iloc[-1]), float(inside["value"].iloc[-1])

@@ -208,17 +208,21 @@ class Backend(ABC):
         """The model in evaluation mode without parameter gradients; both are restored on exit."""
         modes = [(module, module.training) for module in self.model.modules()]
         wanted = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
+        # To set the mode of every module takes long, and most models are in evaluation mode.
+        trains = any(training for _, training in modes)
 
         def restore() -> None:
-            # A TransformerBridge holds the original model outside of its own modules.
-            self.model.train(modes[0][1])
-            for module, training in modes:
-                module.training = training
+            if trains:
+                # A TransformerBridge holds the original model outside of its own modules.
+                self.model.train(modes[0][1])
+                for module, training in modes:
+                    module.training = training
             for parameter, grad in wanted:
                 _wish(parameter, grad)
 
         with surely(restore):
-            self.model.eval()
+            if trains:
+                self.model.eval()
             for parameter, _ in wanted:
                 _wish(parameter, False)
             yield

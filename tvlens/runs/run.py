@@ -256,11 +256,12 @@ class Run:
             RunError: the files cannot be written.
         """
         path = self._path("figures", f"{name}.pdf")
-        box = "tight" if figure.get_layout_engine() is None else None
-        if box is None:
+        layout = figure.get_layout_engine()
+        box = "tight" if layout is None else None
+        if layout is not None:
             # Laying out takes longer than drawing, and once is enough for both files.
             figure.set_dpi(_DPI)
-            figure.draw_without_rendering()
+            layout.execute(figure)
             figure.set_layout_engine(None)
         for kind, details in (("pdf", {"CreationDate": None}), ("png", {})):
             buffer = io.BytesIO()
