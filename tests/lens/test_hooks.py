@@ -182,6 +182,41 @@ def test_a_users_own_hooks_stay(backend):
         point.remove_hooks()
 
 
+def test_a_context_removes_its_own_hooks_only(backend):
+    batch, name = zoo.batch(), backend.z_hook(0)
+    seen = []
+
+    def hook(word):
+        return lambda activation, hook: seen.append(word)
+
+    def interrupted():
+        with backend.hooks([(name, hook("inner"))]):
+            backend.forward(batch.inputs, batch.mask)
+            raise KeyError("mine")
+
+    with torch.no_grad(), backend.hooks([(name, hook("outer")), ("no.such.point", hook("none"))]):
+        with pytest.raises(KeyError, match="mine"):
+            interrupted()
+        backend.forward(batch.inputs, batch.mask)
+    assert seen == ["outer", "inner", "outer"]
+    assert n_hooks(backend) == 0
+
+
+def test_a_bridge_lists_its_hook_points_once(monkeypatch):
+    backend = zoo.new_backend("llama", "bridge")
+    asked = []
+    listed = type(backend.model).hook_dict.fget
+
+    def hook_dict(model):
+        asked.append(model)
+        return listed(model)
+
+    monkeypatch.setattr(type(backend.model), "hook_dict", property(hook_dict))
+    engine = WholePassEngine(backend)
+    engine.run(engine.read(zoo.batch()), one_head(backend, 0, 0, 9.0))
+    assert len(asked) == 1
+
+
 def test_activations_are_not_written_into(backend):
     """What somebody else has kept of a forward pass stays as it was."""
     batch = zoo.batch()
