@@ -1,5 +1,7 @@
 """Every analysis runs on a tiny model from any folder, writes what it says, and resumes."""
 
+import contextlib
+import io
 import os
 import re
 import runpy
@@ -27,24 +29,21 @@ def data(tmp_path_factory):
     return trained.save_tasks(tmp_path_factory.mktemp("data") / "tasks")
 
 
-@pytest.fixture
-def again(monkeypatch, capsys):
+def again(name, folder, *options):
     """Calls an analysis in this process, which is quicker; what it prints."""
-
-    def call(name, folder, *options):
-        monkeypatch.syspath_prepend(str(ROOT))
-        monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "argv", [name, *map(str, options)])
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.syspath_prepend(str(ROOT))
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", [name, *map(str, options)])
         # What runs as a command is not the module that a test may have imported.
-        monkeypatch.delitem(sys.modules, f"analyses.{name}", raising=False)
+        patch.delitem(sys.modules, f"analyses.{name}", raising=False)
         try:
             runpy.run_module(f"analyses.{name}", run_name="__main__")
         except SystemExit as end:
             if end.code:
                 raise
-        return capsys.readouterr().out
-
-    return call
+    return said.getvalue()
 
 
 def run(name, folder, *options):
@@ -79,7 +78,7 @@ def text_study(model, data, tmp_path_factory):
     return folder, options, run("text_study", folder, *options)
 
 
-def test_text_study_writes_both_summaries_and_resumes(text_study, again):
+def test_text_study_writes_both_summaries_and_resumes(text_study):
     folder, options, said = text_study
     found = folder / "found"
     for name in ("summary", "headset_summary"):
@@ -103,7 +102,7 @@ def test_text_study_writes_both_summaries_and_resumes(text_study, again):
     assert steps(found) == before
 
 
-def test_weight_travel_shows_that_the_paper_weights_stay(model, data, tmp_path, again):
+def test_weight_travel_shows_that_the_paper_weights_stay(model, data, tmp_path):
     task = next(iter(trained.TASKS))
     options = ["--model", model, "--task", str(data / f"{task}.json"), "--shots", SHOTS]
     options += ["--steps", "20", "--seeds", "2", "--out", "found"]
@@ -136,7 +135,7 @@ def test_weight_travel_shows_that_the_paper_weights_stay(model, data, tmp_path, 
     assert steps(found) == before
 
 
-def test_a_mistake_ends_in_one_line(tmp_path, again):
+def test_a_mistake_ends_in_one_line(tmp_path):
     message = "error: unknown task 'present-pats': did you mean 'present-past'"
     with pytest.raises(SystemExit, match=re.escape(message)) as end:
         again("weight_travel", tmp_path, "--task", "present-pats")
@@ -157,9 +156,9 @@ SMALL = ["--steps", "3", "--n-test", "8"]
 
 @pytest.fixture(scope="module")
 def regression_study(regression):
-    """A study of the tiny model by a process of its own: its folder and what it printed."""
+    """A study of the tiny model: its folder and what it printed."""
     words = ["--functions", "tiny.safetensors", "--out", "run", "--shifts", "none", *SMALL]
-    return regression / "run", run("regression_study", regression, *words, "--ltv-seeds", "2")
+    return regression / "run", again("regression_study", regression, *words, "--ltv-seeds", "2")
 
 
 def test_regression_study_writes_summary_and_claims(regression_study):
@@ -179,7 +178,7 @@ def test_regression_study_writes_summary_and_claims(regression_study):
     assert "What the paper claims" in said
 
 
-def test_whole_answers_compares_what_is_trained_on_them(model, data, tmp_path, again):
+def test_whole_answers_compares_what_is_trained_on_them(model, data, tmp_path):
     options = ["--model", model, "--data", str(data), "--tasks", ",".join(trained.TASKS)]
     options += ["--shots", SHOTS, "--steps", "4", "--n-test", "6", "--n-means", "10"]
     options += ["--n-effects", "4", "--out", "found"]
@@ -220,7 +219,7 @@ def test_whole_answers_compares_what_is_trained_on_them(model, data, tmp_path, a
     assert steps(found) == before
 
 
-def test_patching_says_where_the_task_moves(regression, model, data, again):
+def test_patching_says_where_the_task_moves(regression, model, data):
     first = next(iter(trained.TASKS))
     words = ["--preset", "smoke", "--tasks", first, "--data", data, "--model", model]
     words += ["--shots", SHOTS, "--regression", "tiny.safetensors", "--out", "patching"]
@@ -240,7 +239,7 @@ def test_patching_says_where_the_task_moves(regression, model, data, again):
     assert steps(found) == before
 
 
-def test_approximation_is_held_against_exact_effects(model, data, tmp_path, again):
+def test_approximation_is_held_against_exact_effects(model, data, tmp_path):
     first = next(iter(trained.TASKS))
     words = ["--preset", "smoke", "--tasks", first, "--data", data, "--model", model]
     words += ["--shots", SHOTS, "--screen", "4", "--out", "found"]
@@ -254,7 +253,7 @@ def test_approximation_is_held_against_exact_effects(model, data, tmp_path, agai
     assert steps(tmp_path / "found") == before
 
 
-def test_error_ratio_measures_both_kinds_of_rows(regression, again):
+def test_error_ratio_measures_both_kinds_of_rows(regression):
     words = ["tiny.safetensors", "--out", "ratio", *SMALL]
     again("error_ratio", regression, *words)
     table = pd.read_csv(regression / "ratio" / "summary.csv")
@@ -267,7 +266,7 @@ def test_error_ratio_measures_both_kinds_of_rows(regression, again):
     assert longer.iloc[0] != longer.iloc[1]
 
 
-def test_ablation_of_both_modalities(regression, model, data, again):
+def test_ablation_of_both_modalities(regression, model, data):
     names = ",".join(trained.TASKS)
     words = ["--preset", "smoke", "--data", str(data), "--tasks", names, "--model", model]
     words += ["--shots", SHOTS, "--functions", "tiny.safetensors", "--out", "ablation"]
@@ -305,7 +304,7 @@ def test_ablation_of_both_modalities(regression, model, data, again):
     assert steps(regression / "ablation" / "text") == before
 
 
-def test_both_modalities_are_put_side_by_side(text_study, regression_study, again, tmp_path):
+def test_both_modalities_are_put_side_by_side(text_study, regression_study, tmp_path):
     words = ["--text", text_study[0] / "found", "--regression", regression_study[0]]
     said = again("modalities", tmp_path, *words, "--out", "both")
     table = pd.read_csv(tmp_path / "both" / "modalities.csv")
@@ -320,9 +319,7 @@ def test_both_modalities_are_put_side_by_side(text_study, regression_study, agai
     assert "Head sets of an eighth" in said
 
 
-def test_rivals_stand_in_tables_and_their_vectors_carry_over(
-    model, data, regression, tmp_path, again
-):
+def test_rivals_stand_in_tables_and_their_vectors_carry_over(model, data, regression, tmp_path):
     first = next(iter(trained.TASKS))
     options = ["--preset", "smoke", "--model", model, "--data", str(data), "--shots", SHOTS]
     options += ["--tasks", first, "--functions", str(regression / "tiny.safetensors")]
