@@ -438,8 +438,12 @@ def test_a_line_that_ends_early_is_named_where_it_is_last_in_sight(rest: float) 
     draw(figure)
     (axes,) = figure.axes
     (label,) = [text for text in axes.texts if text.get_text() == "boosted trees"]
-    last = rows[seen].iloc[-1]
-    assert label.xy == (last["points"], last["value"])
+    last, bottom = rows[seen].iloc[-1], axes.get_ylim()[0]
+    if rest:
+        fallen = np.log(last["value"] / bottom) / np.log(last["value"] / rest)
+        assert label.xy == (pytest.approx(last["points"] + fallen), bottom)
+    else:
+        assert label.xy == (last["points"], last["value"])
     assert rows["points"].max() > 2 * last["points"]
 
 

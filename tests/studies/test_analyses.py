@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from helpers import tiny_regression, trained
+from tvlens.studies.summary import REGRESSION_LABELS
 
 ROOT = Path(__file__).parents[2]
 SHOTS = str(trained.SHOTS)
@@ -172,6 +173,9 @@ def test_regression_study_writes_summary_and_claims(regression_study):
     ].set_index("metric")["value"]
     assert summary.loc["LTV", "error, T_train"] == pytest.approx(rows["squared_error"])
     assert summary.loc["LTV", "gain, T_train"] == pytest.approx(rows["gain"])
+    # Only what was measured has a row.
+    there = {REGRESSION_LABELS[name] for name in results["method"] if name in REGRESSION_LABELS}
+    assert set(summary.index) == there < {*REGRESSION_LABELS.values()}
     claims = pd.read_csv(folder / "claims.csv")
     assert len(claims) == 9
     assert set(claims["holds"]) <= {"yes", "no", "(yes)", "(no)"}

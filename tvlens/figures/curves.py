@@ -1,6 +1,7 @@
 """Figures of error curves: squared error against the number of points."""
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal, get_args
@@ -213,7 +214,13 @@ def _curve(axes: Axes, part: DataFrame, look: Look) -> tuple[float, float] | Non
         line.set(lw=1.6)
     if len(part) < 8:
         line.set(marker="o", ms=2.5)
-    inside = part[part["value"] >= axes.get_ylim()[0]]
-    if inside.empty:
+    bottom = axes.get_ylim()[0]
+    places = [(float(x), float(y)) for x, y in zip(*xy, strict=True)]
+    inside = [n for n, (_, y) in enumerate(places) if y >= bottom]
+    if not inside:
         return None
-    return float(inside["points"].iloc[-1]), float(inside["value"].iloc[-1])
+    x, y = places[inside[-1]]
+    if inside[-1] + 1 == len(places):
+        return x, y
+    beyond, below = places[inside[-1] + 1]
+    return x + (beyond - x) * math.log(y / bottom) / math.log(y / below), bottom

@@ -51,7 +51,10 @@ def regression_methods(results: pd.DataFrame, train_points: Mapping[str, int]) -
     for functions, part in clean.groupby("functions", sort=False):
         last = int(part["points"].max())
         cells = part.set_index(["method", "points", "metric"])[["value", "ci_low", "ci_high"]]
+        there = set(part["method"])
         for method, label in REGRESSION_LABELS.items():
+            if method not in there:
+                continue
             row: dict[str, object] = {"functions": functions, "method": label}
             text = dict(row)
             for where, points in (("T_train", train_points[str(functions)]), ("longest", last)):
