@@ -426,12 +426,13 @@ def test_labels_that_would_overlap_are_moved_apart_as_little_as_may_be() -> None
     assert len(style._apart(np.array([]), 0.1)) == 0
 
 
+@pytest.mark.parametrize("until", [3, 8])
 @pytest.mark.parametrize("rest", [0.0, 1e-5], ids=["no error", "less than is shown"])
-def test_a_line_that_ends_early_is_named_where_it_is_last_in_sight(rest: float) -> None:
+def test_a_line_that_ends_early_is_named_where_it_is_last_in_sight(rest: float, until: int) -> None:
     table = error_results()
     of_estimator = (table["method"] == "boosting") & (table["functions"] == "tree")
     rows = rows_of(table, "bare").assign(method="boosting")
-    seen = rows["points"] <= 3
+    seen = rows["points"] <= until
     rows.loc[~seen, ["value", "ci_low", "ci_high"]] = rest
     table = pd.concat([table[~of_estimator], rows], ignore_index=True)
     figure = figures_regression.error_curves(table, functions="tree", train_points=4)
@@ -444,7 +445,30 @@ def test_a_line_that_ends_early_is_named_where_it_is_last_in_sight(rest: float) 
         assert label.xy == (pytest.approx(last["points"] + fallen), bottom)
     else:
         assert label.xy == (last["points"], last["value"])
-    assert rows["points"].max() > 2 * last["points"]
+    # It stands inside the axes, on the side where there is room for it.
+    assert label.get_ha() == ("left" if until == 3 else "right")
+    assert label.get_window_extent().x1 < axes.bbox.x1
+
+
+@pytest.mark.parametrize(
+    ("low", "shown"),
+    [(0.2, ["0.3", "1", "3"]), (1e-3, ["10^{-3}", "10^{-2}", "10^{-1}", "10^{0}"])],
+)
+@pytest.mark.parametrize("which", ["x", "y"])
+def test_logarithmic_axes_have_plain_numbers_where_they_span_little(
+    which: Any, low: float, shown: list[str]
+) -> None:
+    figure = Figure()
+    axes = figure.subplots()
+    axes.set(**{f"{which}lim": (low, 4)})
+    style.log_scale(axes, which)
+    draw(figure)
+    axis = getattr(axes, f"{which}axis")
+    ends = axis.get_view_interval()
+    ticks = zip(axis.get_majorticklocs(), axis.get_ticklabels(), strict=False)
+    found = [label.get_text() for at, label in ticks if ends[0] <= at <= ends[1]]
+    assert found == [f"$\\mathdefault{{{text}}}$" if "^" in text else text for text in shown]
+    assert not any(label.get_text() for label in axis.get_minorticklabels())
 
 
 def test_an_estimator_without_errors_and_an_unknown_training_length_leave_no_line() -> None:

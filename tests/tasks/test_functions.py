@@ -109,6 +109,7 @@ def test_options_reach_the_class():
     [
         ("tree", "depth", "x"),
         ("tree", "depth", 0),
+        ("sparse-linear", "n_nonzero", 0),
         ("relu", "n_hidden", 2.0),
         ("relu", "n_hidden", True),
         ("noisy-linear", "noise_std", -1),
@@ -118,7 +119,7 @@ def test_options_reach_the_class():
 def test_options_that_are_no_sizes_are_refused(name, option, value, unchecked):
     kind = "a number, at least 0" if name == "noisy-linear" else "a whole number, at least 1"
     with pytest.raises(ShapeError, match=re.escape(f"{option} is {value!r}; expected {kind}")):
-        function_class(name, 3, **{option: value})
+        CLASSES[name](3, **{option: value})
 
 
 def test_what_cannot_be_is_refused():
@@ -128,5 +129,5 @@ def test_what_cannot_be_is_refused():
         function_class("relu", 3, depth=2)
     with pytest.raises(ShapeError, match="n_nonzero=3: expected between 1 and n_dims=2"):
         SparseLinear(2)
-    with pytest.raises(ShapeError, match="n_dims=0: a function needs at least 1 variable"):
+    with pytest.raises(ShapeError, match="Linear: n_dims is 0; expected a whole number, at"):
         function_class("linear", 0)

@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import PercentFormatter
 from pandas import DataFrame
 
 from tvlens.errors import UnknownNameError
@@ -23,6 +23,7 @@ from tvlens.figures.style import (
     Width,
     inches,
     legend_above,
+    log_scale,
     panels_in,
     require_columns,
 )
@@ -115,10 +116,7 @@ def ablation_curves(
             axes.set_ylabel("\n".join(textwrap.wrap(task, 16)))
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         if metric.startswith("squared_error"):
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
-            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            axes.yaxis.set_minor_formatter(NullFormatter())
+            log_scale(axes, "y")
     for empty in list(panels.flat)[len(shown) :]:
         empty.remove()
     done = f"set to {_ABLATED.get(set_to, set_to)} {_PLACES.get(positions, positions)}"

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -20,6 +20,7 @@ from tvlens.figures.style import (
     Width,
     inches,
     label_ends,
+    log_scale,
     require_columns,
     whole_numbers,
 )
@@ -150,17 +151,24 @@ def _main(rows: DataFrame, functions: str) -> dict[str, Look]:
 def _name_lines(axes: Axes, rows: DataFrame, looks: Mapping[str, Look]) -> None:
     ends, right = [], axes.get_xlim()[1]
     for method, look in looks.items():
-        last = _curve(axes, rows[rows["method"] == method], look)
+        last = _last_in_sight(axes, _curve(axes, rows[rows["method"] == method], look))
         if last is None:
             continue
         colour = PALETTE[look.colour]
-        if last[0] < right / 2:
-            # An estimator makes no error from there on, or less than is shown.
-            axes.annotate(
-                look.label, last, (4, 3), textcoords="offset points", color=colour, fontsize=7
-            )
-        else:
+        if last[0] == right:
             ends.append((look.label, last[1], colour))
+            continue
+        # An estimator makes no error from there on, or less than is shown.
+        before = last[0] > right * 2 / 3
+        axes.annotate(
+            look.label,
+            last,
+            (-4 if before else 4, 3),
+            textcoords="offset points",
+            ha="right" if before else "left",
+            color=colour,
+            fontsize=7,
+        )
     label_ends(axes, ends, height=_HEIGHT - 0.8)
 
 
@@ -193,18 +201,19 @@ def _limits(axes: Axes, rows: DataFrame) -> None:
     top = float(rows.loc[rows["method"] == "bare", "value"].max())
     bottom = float(rows.loc[rows["method"].isin(["bare", "truncation"]), "ci_low"].min())
     last = max(2, int(rows["points"].max()))
-    axes.set(yscale="log", xlabel="points in the prompt", xlim=(1, last))
+    axes.set(xlabel="points in the prompt", xlim=(1, last))
     axes.set(ylim=(max(bottom / 2, 1e-5), max(top * 2.5, 1.5)))
+    log_scale(axes, "y")
     axes.xaxis.set_major_locator(whole_numbers(6))
     axes.grid(axis="y")
 
 
-def _curve(axes: Axes, part: DataFrame, look: Look) -> tuple[float, float] | None:
-    """One method's means and intervals, and where it is last in sight; nothing if it never is."""
+def _curve(axes: Axes, part: DataFrame, look: Look) -> list[tuple[float, float]]:
+    """One method's means and intervals; returns where the means are."""
     # An estimator that makes no error has no place on a logarithmic axis.
     part = part[part["value"] > 1e-6].sort_values("points")
     if part.empty:
-        return None
+        return []
     colour = PALETTE[look.colour]
     low = part["ci_low"].clip(lower=1e-6)
     axes.fill_between(part["points"], low, part["ci_high"], color=colour, alpha=0.12, lw=0)
@@ -214,8 +223,12 @@ def _curve(axes: Axes, part: DataFrame, look: Look) -> tuple[float, float] | Non
         line.set(lw=1.6)
     if len(part) < 8:
         line.set(marker="o", ms=2.5)
+    return [(float(x), float(y)) for x, y in zip(*xy, strict=True)]
+
+
+def _last_in_sight(axes: Axes, places: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
+    """Where a line ends or leaves the axes below for good; nothing if it is never in them."""
     bottom = axes.get_ylim()[0]
-    places = [(float(x), float(y)) for x, y in zip(*xy, strict=True)]
     inside = [n for n, (_, y) in enumerate(places) if y >= bottom]
     if not inside:
         return None

@@ -5,7 +5,6 @@ they need.
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
 from pandas import DataFrame
 
 from tvlens.errors import UnknownNameError
@@ -20,6 +19,7 @@ from tvlens.figures.style import (
     Width,
     inches,
     legend_above,
+    log_scale,
     panels_in,
     require_columns,
 )
@@ -88,9 +88,7 @@ def method_means(
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x")
     if metric in _LOWER and (rows["value"] > 0).all():
-        panels[0].set_xscale("log")
-        for axes in panels:
-            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        log_scale(panels[0], "x")
     figure.supxlabel(_METRICS.get(metric, metric))
     if len(icl):
         panels[0].text(
@@ -192,9 +190,9 @@ def heads_needed(table: DataFrame, *, metric: str = "accuracy", width: Width = "
             axes.fill_between(part["k"], part["ci_low"], part["ci_high"], color=colour, alpha=0.15)
             if len(part):
                 axes.plot(part["k"], part["value"], marker=marker, color=colour, ms=3, label=label)
-        axes.set(title=str(task), xscale="log")
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.set_title(str(task))
         axes.grid()
+        log_scale(axes, "x")
     for axes in grid.flat[len(tasks) :]:
         axes.remove()
     figure.supxlabel("heads")

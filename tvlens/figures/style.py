@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from pandas import DataFrame
 
 from tvlens.errors import UnknownNameError
@@ -132,6 +132,22 @@ def _high(group: Sequence[float], gap: float) -> float:
 def whole_numbers(at_most: int = 10) -> MaxNLocator:
     """Ticks at whole numbers only, so many at most."""
     return MaxNLocator(at_most, integer=True, steps=[1, 2, 5, 10])
+
+
+def log_scale(axes: Axes, which: Literal["x", "y"]) -> None:
+    """A logarithmic axis; as plain numbers, and at threes, where it spans few powers of ten.
+
+    Args:
+        axes: what is drawn, with its limits set.
+        which: the axis along x or the one along y.
+    """
+    axes.set(**{f"{which}scale": "log"})
+    axis = {"x": axes.xaxis, "y": axes.yaxis}[which]
+    low, high = axis.get_view_interval()
+    if high < 1000 * low:
+        axis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def require_columns(table: DataFrame, name: str, *columns: str) -> None:

@@ -41,8 +41,17 @@ class FunctionClass(ABC):
     n_dims: int
 
     def __post_init__(self) -> None:
-        if self.n_dims < 1:
-            raise ShapeError(f"n_dims={self.n_dims}: a function needs at least 1 variable")
+        self._require_size("n_dims")
+
+    def _require_size(self, field: str) -> None:
+        self._require(field, int, 1, "a whole number, at least 1")
+
+    def _require(self, field: str, kinds: type | tuple[type, ...], least: int, wanted: str) -> None:
+        value = getattr(self, field)
+        number = isinstance(value, kinds) and not isinstance(value, bool)
+        if not (number and least <= value < math.inf):
+            name = type(self).__name__
+            raise ShapeError(f"{name}: {field} is {value!r:.60}; expected {wanted}")
 
     @abstractmethod
     def draw(self, n: int, generator: Generator) -> Functions:
@@ -93,7 +102,8 @@ class SparseLinear(FunctionClass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.n_nonzero <= self.n_dims:
+        self._require_size("n_nonzero")
+        if self.n_nonzero > self.n_dims:
             raise ShapeError(
                 f"n_nonzero={self.n_nonzero}: expected between 1 and n_dims={self.n_dims}"
             )
@@ -119,6 +129,10 @@ class NoisyLinear(Linear):
     estimator: ClassVar[str] = "ridge"
 
     noise_std: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("noise_std", (int, float), 0, "a number, at least 0")
 
     @property
     def noise(self) -> float:
@@ -169,6 +183,10 @@ class ReluNetwork(FunctionClass):
 
     n_hidden: int = 100
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_size("n_hidden")
+
     def draw(self, n: int, generator: Generator) -> Functions:
         first = torch.randn(n, self.n_dims, self.n_hidden, generator=generator)
         return _ReluNetwork(first, torch.randn(n, self.n_hidden, generator=generator))
@@ -205,6 +223,10 @@ class DecisionTree(FunctionClass):
 
     depth: int = 4
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_size("depth")
+
     def draw(self, n: int, generator: Generator) -> Functions:
         inner = 2**self.depth - 1
         coordinates = torch.randint(self.n_dims, (n, inner), generator=generator)
@@ -237,18 +259,11 @@ def function_class(name: str, n_dims: int, **options: int | float) -> FunctionCl
         raise UnknownNameError(
             f"unknown function class {name!r}; expected one of {', '.join(CLASSES)}"
         )
-    known = {field.name: field.default for field in fields(CLASSES[name]) if field.name != "n_dims"}
-    for option, value in options.items():
+    known = [field.name for field in fields(CLASSES[name]) if field.name != "n_dims"]
+    for option in options:
         if option not in known:
             raise UnknownNameError(
                 f"function class {name!r} has no option {option!r}; it has "
                 f"{', '.join(known) or 'none'}"
-            )
-        whole = isinstance(known[option], int)
-        number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-        if not (number and (value >= 1 if whole else 0 <= value < math.inf)):
-            wanted = "a whole number, at least 1" if whole else "a number, at least 0"
-            raise ShapeError(
-                f"function class {name!r}: {option} is {value!r:.60}; expected {wanted}"
             )
     return CLASSES[name](n_dims, **options)
