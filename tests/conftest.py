@@ -9,7 +9,7 @@ import jaxtyping
 import pytest
 import torch
 
-from helpers import browser, zoo
+from helpers import browser, drawn, zoo
 from tvlens.runs import run
 
 TYPES_CHECKED = pytest.StashKey[bool]()
@@ -68,6 +68,12 @@ def half(request):
 def lens(request):
     """A lens on the tiny llama, on every backend."""
     return zoo.lens("llama", request.param)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures that a run has drawn before are left as they are."""
+    drawn.leave_figures(monkeypatch)
 
 
 @pytest.fixture

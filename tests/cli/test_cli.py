@@ -181,7 +181,7 @@ def test_what_the_study_prints_reads_well(study):
     ]
 
 
-def test_the_same_command_resumes_and_changes_no_byte(study, both):
+def test_the_same_command_resumes_and_changes_no_byte(study, both, undrawn):
     before = outcome(study.folder)
     steps = {path: path.stat().st_mtime_ns for path in (study.folder / "steps").rglob("*.*")}
     again = ok("study", "text", *both, "--out", study.folder, "--seed", 0)
@@ -386,7 +386,7 @@ def test_models_says_what_is_bundled_and_where_it_is_kept(tmp_path, monkeypatch)
     assert "Any local folder or Hugging Face name" in out
 
 
-def test_tasks_lists_all_that_are_shipped(monkeypatch):
+def test_tasks_lists_all_that_are_shipped(unchecked, monkeypatch):
     out = ok("tasks")
     for name in tasks.names():
         assert re.search(rf"^│ {name} +│ +{len(tasks.load(name).pairs)} │ ", out, re.MULTILINE)

@@ -177,7 +177,7 @@ def test_every_position_and_whole_answers(source, here, tmp_path):
     assert "seven-on: mean accuracy over the shares, heads set to zero (all)" in said
 
 
-def test_the_same_command_ablates_nothing_again(source, whole, monkeypatch):
+def test_the_same_command_ablates_nothing_again(source, whole, undrawn, monkeypatch):
     before = outcome(whole)
     monkeypatch.setattr(module, "ablate", None)
     ok(*source, "--set-to", "mean,other,resample", "--out", whole)

@@ -229,7 +229,7 @@ def whole(source, here) -> Path:
     return here / "whole"
 
 
-def test_the_same_command_reckons_nothing_again(source, whole, monkeypatch):
+def test_the_same_command_reckons_nothing_again(source, whole, undrawn, monkeypatch):
     before = outcome(whole)
     for name in patching.WAYS:
         monkeypatch.setitem(patching.WAYS, name, None)

@@ -162,7 +162,7 @@ def test_only_what_is_asked_for_is_made(source, tmp_path):
     assert "seven-on: best heads by induction (attention weight): " in out
 
 
-def test_the_same_command_makes_nothing_again(source, whole, monkeypatch):
+def test_the_same_command_makes_nothing_again(source, whole, undrawn, monkeypatch):
     before = outcome(whole)
     for name in (
         "attributed_effects",

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from pandas import DataFrame
 
-from helpers.drawn import draw
+from helpers.drawn import draw, legend_of
 from tvlens import figures
 from tvlens.errors import NumericalError, ShapeError, UnknownNameError
 from tvlens.figures import curves as figures_regression
@@ -24,10 +24,6 @@ from tvlens.tasks.regression.functions import CLASSES
 from tvlens.tasks.regression.oracles import ORACLES
 
 METHODS = ("none", "fv_layer", "fv_per_layer", "ltv", "random", "permuted")
-
-
-def legend_of(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def line_of(axes: Axes, label: str) -> Any:
@@ -621,6 +617,7 @@ MODALITIES = DataFrame(
         for i in range(3)
     ]
 )
+LONG_NAMES = pd.concat([curve("a-task-with-a-long-name-" * n) for n in (1, 2, 6)])
 NEEDED = results(5).assign(k=3, method="LTV")
 PROFILES = DataFrame(
     {"task": f"task-{task}", "layer": layer, "score": score, "share": 0.1}
@@ -645,6 +642,7 @@ MAPS = dict.fromkeys(("aie", "contribution", "induction", "direct", "gates"), np
         pytest.param(lambda width: figures.method_means(results(3), width=width), id="means"),
         pytest.param(lambda width: figures.answer_dots(answer_results(3), width=width), id="ans"),
         pytest.param(lambda width: figures.overlap_curve(curve(), width=width), id="overlap"),
+        pytest.param(lambda width: figures.overlap_curve(LONG_NAMES, width=width), id="long names"),
         pytest.param(lambda width: figures.heads_needed(NEEDED, width=width), id="needed"),
         pytest.param(lambda width: figures.layer_profiles(PROFILES, width=width), id="profiles"),
         pytest.param(lambda width: figures.state_map(STATES, width=width), id="states"),
@@ -659,6 +657,14 @@ MAPS = dict.fromkeys(("aie", "contribution", "induction", "direct", "gates"), np
 def test_figures_fit_the_columns_of_a_paper(make: Any, width: Any) -> None:
     figure = draw(make(width))
     assert figure.get_size_inches()[0] <= WIDTHS[width]
+
+
+def test_what_was_not_measured_has_no_room_among_modalities() -> None:
+    missing = ["spearman of LTV seeds", "depth, AIE", "depth, LTV"]
+    figure = draw(figures.modality_dots(MODALITIES.assign(**dict.fromkeys(missing, np.nan))))
+    shown = [[label.get_text() for label in axes.get_xticklabels()] for axes in figure.axes]
+    assert shown == [["overlap", "Spearman"], ["AIE\nhalves"], ["AIE", "LTV"]]
+    assert legend_of(figure) == ["text", "regression"]
 
 
 def test_widths_and_lines_that_there_are_not_are_named(unchecked: None) -> None:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from pandas import DataFrame
 
-from helpers.drawn import draw
+from helpers.drawn import draw, legend_of
 from tvlens import figures
 from tvlens.errors import NumericalError, ShapeError, UnknownNameError
 
@@ -79,10 +79,6 @@ def beside(axes: Axes) -> list[str]:
 
 def framed(axes: Axes) -> set[tuple[float, float]]:
     return {(box.get_y() + 0.5, box.get_x() + 0.5) for box in axes.patches}
-
-
-def legend_of(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 # --- places ---------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """A tiny regression model that learns lines, trained while the tests run, and its task."""
 
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -14,12 +14,33 @@ from tvlens.lens.hooks import WholePassEngine
 from tvlens.lens.lens import Lens
 from tvlens.models.regression.training import Trained, model_card, preset, train
 from tvlens.models.regression.transformer import RegressionTransformer, save_regression
+from tvlens.studies.regression import RegressionSettings
 from tvlens.tasks.regression.functions import function_class
 from tvlens.tasks.regression.prompts import PointPrompts
 from tvlens.tasks.regression.task import FunctionTask
+from tvlens.vectors.ltv.settings import FitSettings
 
 TRAINED = 6
 TASK = FunctionTask("linear", function_class("linear", 1), train_points=TRAINED)
+
+
+@dataclass(frozen=True)
+class SmallSettings(RegressionSettings):
+    """A study that says little and takes seconds."""
+
+    n_means: int = 32
+    n_mediation: int = 8
+    n_oracle: int = 4
+    n_slow: int = 2
+    n_dummy: int = 5
+    ltv: FitSettings = field(
+        default_factory=lambda: FitSettings(
+            learning_rate=0.05, n_prompts=32, n_validation=16, evaluate_every=5
+        )
+    )
+    ks: tuple[int, ...] = (1, 2)
+    scales: tuple[float, ...] = (0.5, 1.0)
+    control_draws: int = 2
 
 
 @cache

@@ -13,11 +13,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import tiny_regression, trained
+from helpers import drawn, tiny_regression, trained
+from tvlens.studies import regression as of_functions
 from tvlens.studies.summary import REGRESSION_LABELS
 
 ROOT = Path(__file__).parents[2]
 SHOTS = str(trained.SHOTS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """Studies of function classes that take seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(of_functions, "RegressionSettings", tiny_regression.SmallSettings)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +39,7 @@ def data(tmp_path_factory):
     return trained.save_tasks(tmp_path_factory.mktemp("data") / "tasks")
 
 
-def again(name, folder, *options):
+def called(name, folder, *options):
     """Calls an analysis in this process, which is quicker; what it prints."""
     said = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
@@ -69,6 +78,16 @@ def assert_tables_first(folder):
     assert max(tables) <= min(figures)
 
 
+def assert_resumes(folder, said, name, *words):
+    """An analysis called again says the same, and takes no step of a run again."""
+    before = steps(folder)
+    assert before
+    with pytest.MonkeyPatch.context() as patch:
+        drawn.leave_figures(patch)
+        assert called(name, *words) == said
+    assert steps(folder) == before
+
+
 @pytest.fixture(scope="module")
 def text_study(model, data, tmp_path_factory):
     """A study of both tasks by a process of its own: its folder, its options, what it printed."""
@@ -97,17 +116,14 @@ def test_text_study_writes_both_summaries_and_resumes(text_study):
         assert row["ICL"] == accuracy.loc[(task, "icl", "clean"), "value"]
     assert not values.isna().any(axis=None)
 
-    before = steps(found)
-    assert before
-    assert again("text_study", folder, *options) == said
-    assert steps(found) == before
+    assert_resumes(found, said, "text_study", folder, *options)
 
 
 def test_weight_travel_shows_that_the_paper_weights_stay(model, data, tmp_path):
     task = next(iter(trained.TASKS))
     options = ["--model", model, "--task", str(data / f"{task}.json"), "--shots", SHOTS]
     options += ["--steps", "20", "--seeds", "2", "--out", "found"]
-    said = again("weight_travel", tmp_path, *options)
+    said = called("weight_travel", tmp_path, *options)
     found = tmp_path / "found"
     assert (found / "summary.md").read_text() in said
     assert (found / "summary.tex").exists()
@@ -131,15 +147,13 @@ def test_weight_travel_shows_that_the_paper_weights_stay(model, data, tmp_path):
     travel = pd.read_csv(found / "travel.csv")
     assert (travel.groupby(["preset", "seed"])["step"].max() == 20).all()
 
-    before = steps(found)
-    assert again("weight_travel", tmp_path, *options) == said
-    assert steps(found) == before
+    assert_resumes(found, said, "weight_travel", tmp_path, *options)
 
 
 def test_a_mistake_ends_in_one_line(tmp_path):
     message = "error: unknown task 'present-pats': did you mean 'present-past'"
     with pytest.raises(SystemExit, match=re.escape(message)) as end:
-        again("weight_travel", tmp_path, "--task", "present-pats")
+        called("weight_travel", tmp_path, "--task", "present-pats")
     assert "\n" not in end.value.code
     assert not list(tmp_path.iterdir())
 
@@ -159,7 +173,7 @@ SMALL = ["--steps", "3", "--n-test", "8"]
 def regression_study(regression):
     """A study of the tiny model: its folder and what it printed."""
     words = ["--functions", "tiny.safetensors", "--out", "run", "--shifts", "none", *SMALL]
-    return regression / "run", again("regression_study", regression, *words, "--ltv-seeds", "2")
+    return regression / "run", called("regression_study", regression, *words, "--ltv-seeds", "2")
 
 
 def test_regression_study_writes_summary_and_claims(regression_study):
@@ -186,7 +200,7 @@ def test_whole_answers_compares_what_is_trained_on_them(model, data, tmp_path):
     options = ["--model", model, "--data", str(data), "--tasks", ",".join(trained.TASKS)]
     options += ["--shots", SHOTS, "--steps", "4", "--n-test", "6", "--n-means", "10"]
     options += ["--n-effects", "4", "--out", "found"]
-    said = again("whole_answers", tmp_path, *options)
+    said = called("whole_answers", tmp_path, *options)
     found = tmp_path / "found"
     for name in ("whole-answers", "gaps"):
         assert (found / f"{name}.md").read_text() in said
@@ -218,16 +232,14 @@ def test_whole_answers_compares_what_is_trained_on_them(model, data, tmp_path):
     gap = gaps["zero-shot, exact match"] - gaps["ICL, exact match"]
     assert np.allclose(gaps["gap"], gap)
 
-    before = steps(found)
-    assert again("whole_answers", tmp_path, *options) == said
-    assert steps(found) == before
+    assert_resumes(found, said, "whole_answers", tmp_path, *options)
 
 
 def test_patching_says_where_the_task_moves(regression, model, data):
     first = next(iter(trained.TASKS))
     words = ["--preset", "smoke", "--tasks", first, "--data", data, "--model", model]
     words += ["--shots", SHOTS, "--regression", "tiny.safetensors", "--out", "patching"]
-    said = again("patching", regression, *words)
+    said = called("patching", regression, *words)
     found = regression / "patching"
     assert (found / "moves.md").read_text() in said
     table = pd.read_csv(found / "patching.csv")
@@ -238,28 +250,24 @@ def test_patching_says_where_the_task_moves(regression, model, data):
         "roles-regression",
     }
     assert_tables_first(found)
-    before = steps(found)
-    assert again("patching", regression, *words) == said
-    assert steps(found) == before
+    assert_resumes(found, said, "patching", regression, *words)
 
 
 def test_approximation_is_held_against_exact_effects(model, data, tmp_path):
     first = next(iter(trained.TASKS))
     words = ["--preset", "smoke", "--tasks", first, "--data", data, "--model", model]
     words += ["--shots", SHOTS, "--screen", "4", "--out", "found"]
-    said = again("approximation", tmp_path, *words)
+    said = called("approximation", tmp_path, *words)
     assert (tmp_path / "found" / "approximation.md").read_text() in said
     table = pd.read_csv(tmp_path / "found" / "approximation.csv").iloc[0]
     assert table["prompts"] == 3
     assert -1 <= table["Spearman"] <= 1
-    before = steps(tmp_path / "found")
-    assert again("approximation", tmp_path, *words) == said
-    assert steps(tmp_path / "found") == before
+    assert_resumes(tmp_path / "found", said, "approximation", tmp_path, *words)
 
 
 def test_error_ratio_measures_both_kinds_of_rows(regression):
     words = ["tiny.safetensors", "--out", "ratio", *SMALL]
-    again("error_ratio", regression, *words)
+    called("error_ratio", regression, *words)
     table = pd.read_csv(regression / "ratio" / "summary.csv")
     assert list(table["points"]) == [6, 9, 12, 15] * 2
     assert list(table["rows"]) == ["untrained"] * 4 + ["re-used"] * 4
@@ -274,7 +282,7 @@ def test_ablation_of_both_modalities(regression, model, data):
     names = ",".join(trained.TASKS)
     words = ["--preset", "smoke", "--data", str(data), "--tasks", names, "--model", model]
     words += ["--shots", SHOTS, "--functions", "tiny.safetensors", "--out", "ablation"]
-    said = again("ablation", regression, *words)
+    said = called("ablation", regression, *words)
     both = regression / "ablation" / "both"
     assert (both / "summary.md").read_text() in said
     assert_tables_first(both)
@@ -303,14 +311,12 @@ def test_ablation_of_both_modalities(regression, model, data):
     assert depths["value"].between(0, 1).all()
     assert {"seven-on aie", "tiny aie"} <= {*depths["first"], *depths["second"]}
     assert set(pd.read_csv(both / "task_agreement.csv")["first"]) == set(trained.TASKS)
-    before = steps(regression / "ablation" / "text")
-    assert again("ablation", regression, *words) == said
-    assert steps(regression / "ablation" / "text") == before
+    assert_resumes(regression / "ablation" / "text", said, "ablation", regression, *words)
 
 
 def test_both_modalities_are_put_side_by_side(text_study, regression_study, tmp_path):
     words = ["--text", text_study[0] / "found", "--regression", regression_study[0]]
-    said = again("modalities", tmp_path, *words, "--out", "both")
+    said = called("modalities", tmp_path, *words, "--out", "both")
     table = pd.read_csv(tmp_path / "both" / "modalities.csv")
     assert list(table["modality"]) == ["text"] * 2 + ["regression"] * 4
     assert table["overlap above chance"].max() <= 1
@@ -328,7 +334,7 @@ def test_rivals_stand_in_tables_and_their_vectors_carry_over(model, data, regres
     options = ["--preset", "smoke", "--model", model, "--data", str(data), "--shots", SHOTS]
     options += ["--tasks", first, "--functions", str(regression / "tiny.safetensors")]
     options += ["--out", "rivals"]
-    said = again("rivals", tmp_path, *options)
+    said = called("rivals", tmp_path, *options)
     found = tmp_path / "rivals"
     table = pd.read_csv(found / "text.csv")
     assert {"LTV", "head mixing", "in-context vector", "Hendel's task vector"} <= {*table["method"]}
@@ -356,12 +362,10 @@ def test_rivals_stand_in_tables_and_their_vectors_carry_over(model, data, regres
     assert "below the LTV of the class" in said
     for name in ("rivals-accuracy", "rivals-d_ntp", f"states-{first}", "heads-needed"):
         assert (found / "text" / "figures" / f"{name}.pdf").stat().st_size > 1000
-    before = steps(found / "text")
-    assert said.startswith(again("rivals", tmp_path, *options, "--functions", ""))
-    assert steps(found / "text") == before
+    assert_resumes(found / "text", said, "rivals", tmp_path, *options)
 
     options = ["--study", str(found / "text"), "--model", model, "--data", str(data)]
-    again("transfer", tmp_path, *options, "--out", "transfer")
+    called("transfer", tmp_path, *options, "--out", "transfer")
     assert_tables_first(tmp_path / "transfer")
     carried = pd.read_csv(tmp_path / "transfer" / "transfer.csv")
     assert {*carried["layout"]} == {"question-answer", "input-output", "arrow", "running text"}
@@ -369,4 +373,4 @@ def test_rivals_stand_in_tables_and_their_vectors_carry_over(model, data, regres
     assert there == own["accuracy"]
     message = "rivals holds no vectors of ltv, fv_layer, mixing for zero-shot prompts"
     with pytest.raises(SystemExit, match=message):
-        again("transfer", tmp_path, "--study", str(found), "--out", "none")
+        called("transfer", tmp_path, "--study", str(found), "--out", "none")

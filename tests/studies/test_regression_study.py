@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -27,22 +26,10 @@ from tvlens.tasks.regression.functions import function_class
 from tvlens.tasks.regression.task import FunctionTask
 from tvlens.vectors.catalogue import load_vector
 from tvlens.vectors.ltv.ltv import LearnableTaskVector
-from tvlens.vectors.ltv.settings import FitSettings
 from tvlens.vectors.vector import HeadMixture, TaskVector
 
 TINY = preset("tiny")
 TRAINING = replace(TINY, sizes=replace(TINY.sizes, n_dims=2), steps=100)
-SMALL = {
-    "n_means": 32,
-    "n_mediation": 8,
-    "n_oracle": 4,
-    "n_slow": 2,
-    "n_dummy": 5,
-    "ltv": FitSettings(learning_rate=0.05, n_prompts=32, n_validation=16, evaluate_every=5),
-    "ks": (1, 2),
-    "scales": (0.5, 1.0),
-    "control_draws": 2,
-}
 WORDS = ["--steps", "5", "--n-test", "8", "--ltv-seeds", "1"]
 WORDS += ["--shifts", "none,skewed,orthogonal-query"]
 LONGEST = 16
@@ -78,7 +65,7 @@ def study(tmp_path_factory):
         patch.chdir(folder)
         patch.setenv("COLUMNS", "100")
         patch.setenv("TERMINAL_WIDTH", "100")
-        patch.setattr(module, "RegressionSettings", partial(RegressionSettings, **SMALL))
+        patch.setattr(module, "RegressionSettings", tiny.SmallSettings)
         command = ["study", "regression", "--functions", "lines.safetensors", "--out", "run"]
         command += WORDS
         said = ok(*command)
@@ -246,7 +233,7 @@ def test_the_command_says_what_it_found(study):
     assert f"Tables, vectors, figures and manifest are in {study.out.name}" in study.said
 
 
-def test_the_same_command_computes_nothing_again_and_writes_the_same(study, monkeypatch):
+def test_the_same_command_computes_nothing_again_and_writes_the_same(study, undrawn, monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("a finished step was computed again")
 

@@ -397,7 +397,7 @@ def home(stage: str) -> Any:
     return next(place for place in (stages, fv, module) if hasattr(place, stage))
 
 
-def test_a_finished_study_computes_nothing_again(folder, monkeypatch):
+def test_a_finished_study_computes_nothing_again(folder, undrawn, monkeypatch):
     before = outcome(folder)
     for stage in STAGES:
         monkeypatch.setattr(home(stage), stage, refuse)

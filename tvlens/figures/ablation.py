@@ -22,8 +22,8 @@ from tvlens.figures.style import (
     WIDTHS,
     Width,
     inches,
-    legend_above,
     log_scale,
+    outside_legend,
     panels_in,
     require_columns,
 )
@@ -129,7 +129,7 @@ def ablation_curves(
         found |= dict(zip(labels, handles, strict=True))
     order = [*(score.label for score in SCORES), *(each for each in found if each not in _BESIDE)]
     labels = [label for label in dict.fromkeys([*order, *_BESIDE]) if label in found]
-    legend_above(figure, [found[label] for label in labels], labels)
+    outside_legend(figure, [found[label] for label in labels], labels, above=True)
     return figure
 
 

@@ -7,7 +7,7 @@ from pandas import DataFrame
 
 from tvlens.errors import UnknownNameError
 from tvlens.figures.scores import _COLOURS
-from tvlens.figures.style import STYLE, Width, inches, panels_in, require_columns
+from tvlens.figures.style import STYLE, Width, inches, outside_legend, panels_in, require_columns
 from tvlens.figures.vectors import _PROMPTS
 
 _METRICS = ("accuracy", "exact_match")
@@ -71,6 +71,5 @@ def answer_dots(results: DataFrame, *, width: Width = "double") -> Figure:
     for axes in grid[-across:]:
         axes.set_xlabel("first token (open), whole answer (filled)")
     handles, labels = grid[0].get_legend_handles_labels()
-    ncols = 2 if width == "double" else 1
-    figure.legend(handles, labels, loc="outside lower center", ncols=ncols)
+    outside_legend(figure, handles, labels)
     return figure

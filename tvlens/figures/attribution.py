@@ -22,7 +22,7 @@ from tvlens.figures.grids import (
     named,
     pick,
 )
-from tvlens.figures.style import BLUE, GREY, PALE, RED, STYLE
+from tvlens.figures.style import BLUE, GREY, PALE, RED, STYLE, outside_legend
 
 
 @rc_context(STYLE)
@@ -86,7 +86,7 @@ def approximation(
     figure.set_size_inches(max(3.6, 0.5 + (2.5 + 0.055 * longest) * len(sites)), 3.6)
     figure.suptitle(task)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, columnspacing=1.0)
+    outside_legend(figure, handles, labels)
     return figure
 
 

@@ -12,6 +12,7 @@ from tvlens.figures.style import (
     STYLE,
     Width,
     inches,
+    outside_legend,
     panels_in,
     require_columns,
 )
@@ -33,14 +34,20 @@ def modality_dots(table: DataFrame, *, width: Width = "double") -> Figure:
     measures = [name for group in MODALITY_PANELS.values() for name in group]
     require_columns(table, "modalities", "modality", "task", *measures)
     modalities = list(dict.fromkeys(table["modality"]))
-    sizes = [len(group) for group in MODALITY_PANELS.values()]
+    # With one seed, for example, nothing says how far two trainings agree.
+    drawn = {
+        title: {name: label for name, label in group.items() if table[name].notna().any()}
+        for title, group in MODALITY_PANELS.items()
+    }
+    drawn = {title: group for title, group in drawn.items() if group}
+    sizes = [len(group) for group in drawn.values()]
     lines, across = panels_in(width, 1.6, len(sizes))
     figure = Figure(figsize=(inches(width), 0.6 + 2.0 * lines), layout="constrained")
     ratios = sizes if lines == 1 else None
     panels = figure.subplots(lines, across, width_ratios=ratios, squeeze=False).ravel()
     colours = dict(zip(modalities, (BLUE, RED, GREEN), strict=False))
     spread = 0.36 / max(1, len(modalities))
-    for axes, (title, group) in zip(panels, MODALITY_PANELS.items(), strict=True):
+    for axes, (title, group) in zip(panels, drawn.items(), strict=False):
         for place, measure in enumerate(group):
             for number, modality in enumerate(modalities):
                 values = table.loc[table["modality"] == modality, measure].dropna()
@@ -64,7 +71,9 @@ def modality_dots(table: DataFrame, *, width: Width = "double") -> Figure:
         axes.set(title=title, xlim=(-0.6, len(group) - 0.4))
         axes.axhline(0, color=GREY, lw=0.6, ls=":")
         axes.grid(axis="y")
-    figure.legend(loc="outside lower center", ncols=len(modalities))
+    for empty in panels[len(drawn) :]:
+        empty.remove()
+    outside_legend(figure, *panels[0].get_legend_handles_labels())
     return figure
 
 

@@ -18,8 +18,8 @@ from tvlens.figures.style import (
     STYLE,
     Width,
     inches,
-    legend_above,
     log_scale,
+    outside_legend,
     panels_in,
     require_columns,
 )
@@ -155,7 +155,7 @@ def state_map(
     figure.supxlabel("first component")
     figure.supylabel("second component")
     handles, labels = panels[0].get_legend_handles_labels()
-    legend_above(figure, handles[:2], labels[:2])
+    outside_legend(figure, handles[:2], labels[:2], above=True)
     return figure
 
 
@@ -198,7 +198,7 @@ def heads_needed(table: DataFrame, *, metric: str = "accuracy", width: Width = "
     figure.supxlabel("heads")
     figure.supylabel(_METRICS.get(metric, metric))
     handles, labels = grid.flat[0].get_legend_handles_labels()
-    legend_above(figure, handles, labels)
+    outside_legend(figure, handles, labels, above=True)
     return figure
 
 

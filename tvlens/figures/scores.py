@@ -34,7 +34,7 @@ from tvlens.figures.style import (
     WIDTHS,
     Width,
     inches,
-    legend_above,
+    outside_legend,
     panels_in,
     require_columns,
     whole_numbers,
@@ -162,9 +162,7 @@ def score_maps(
     if len(shown) > 2:
         dotted = f"each map's own score\n(in the first map by {second})"
     labels = [f"top {k} by {first}", f"top {k} by {dotted}"]
-    ncols = 2 if width == "double" else 1
-    handles = [axes.patches[0], axes.lines[0]]
-    figure.legend(handles, labels, loc="outside lower center", ncols=ncols)
+    outside_legend(figure, [axes.patches[0], axes.lines[0]], labels)
     return figure
 
 
@@ -184,8 +182,7 @@ def overlap_curve(curve: DataFrame, *, width: Width = "single") -> Figure:
     require_columns(curve, "overlap curve", "k", "overlap", "chance", "chance_low", "chance_high")
     parts = list(curve.groupby("task", sort=False)) if "task" in curve else [("AIE and LTV", curve)]
     several = len(parts) > 1
-    height = 2.4 + 0.14 * (len(parts) // 2)
-    figure = Figure(figsize=(inches(width), height), layout="constrained")
+    figure = Figure(figsize=(inches(width), 2.0), layout="constrained")
     axes = figure.subplots()
     chance = curve.drop_duplicates(["k", "chance", "chance_low", "chance_high"]).sort_values("k")
     if chance["k"].duplicated().any():
@@ -210,7 +207,8 @@ def overlap_curve(curve: DataFrame, *, width: Width = "single") -> Figure:
     if curve["k"].nunique() > 1:  # a model of one head has a single k
         axes.set_xlim(curve["k"].min(), curve["k"].max())
     axes.xaxis.set_major_locator(whole_numbers())
-    figure.legend(loc="outside lower center", ncols=2 if width == "single" else 4)
+    below = outside_legend(figure, *axes.get_legend_handles_labels())
+    figure.set_figheight(figure.get_figheight() + below)
     return figure
 
 
@@ -248,5 +246,5 @@ def layer_profiles(profiles: DataFrame, *, width: Width = "double") -> Figure:
     figure.supxlabel("layer")
     figure.supylabel("share of positive score")
     handles, labels = panels[0].get_legend_handles_labels()
-    legend_above(figure, handles, labels)
+    outside_legend(figure, handles, labels, above=True)
     return figure

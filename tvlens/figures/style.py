@@ -1,5 +1,6 @@
 """The look of all figures: one style fit for print, colours for colour-blind readers too."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -71,21 +72,35 @@ def panels_in(width: Width, panel: float, n: int) -> tuple[int, int]:
     return rows, -(-n // rows)
 
 
-def legend_above(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
-    """A legend over all panels, read row by row, in as few rows as the figure's width allows."""
-    n = len(labels)
+def outside_legend(
+    figure: Figure, handles: Sequence[Artist], labels: Sequence[str], *, above: bool = False
+) -> float:
+    """A legend below or above all panels, in as few rows as the figure's width allows.
+
+    It is read row by row; labels that are too long by themselves, as names may be, are broken.
+
+    Returns:
+        Its height in inches.
+    """
+    n, letters = len(labels), max(8, round(14 * (figure.get_figwidth() - 0.6)))
+    labels = [
+        "\n".join(textwrap.fill(line, letters) for line in str(label).split("\n"))
+        for label in labels
+    ]
     for ncols in range(n, 0, -1):
         # Legends are filled column by column.
         order = [i for column in range(ncols) for i in range(column, n, ncols)]
         legend = figure.legend(
             [handles[i] for i in order],
             [labels[i] for i in order],
-            loc="outside upper center",
+            loc="outside upper center" if above else "outside lower center",
             ncols=ncols,
         )
-        if ncols == 1 or legend.get_window_extent().width <= figure.bbox.width:
-            return
+        box = legend.get_window_extent()
+        if ncols == 1 or box.width <= figure.bbox.width:
+            break
         legend.remove()
+    return box.height / figure.dpi
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[str, float, str]], *, height: float) -> None:

@@ -21,6 +21,7 @@ from tvlens.figures.style import (
     STYLE,
     Width,
     inches,
+    outside_legend,
     panels_in,
     require_columns,
     whole_numbers,
@@ -91,9 +92,7 @@ def method_dots(results: DataFrame, *, metric: str = "accuracy", width: Width = 
     measured = f"{_METRICS.get(metric, metric)}, 95% interval"
     for axes in panels[-across:]:
         axes.set_xlabel(measured)
-    most = 5 if width == "double" else 2
-    in_rows = -(-len(labels) // -(-len(labels) // most))
-    figure.legend(handles, labels, loc="outside lower center", ncols=in_rows, columnspacing=1.2)
+    outside_legend(figure, handles, labels)
     return figure
 
 
@@ -150,7 +149,7 @@ def weight_travel(travel: DataFrame, weights: DataFrame, *, width: Width = "doub
     panels[-1].set(title="distance from the start", box_aspect=1, xlim=(0, None), ylim=(0, None))
     panels[-1].set(xlabel="step", ylabel=r"$\|\omega - \omega_0\|$")
     panels[-1].xaxis.set_major_locator(whole_numbers(5))
-    figure.legend(loc="outside lower center", ncols=2 * len(presets) if across > 1 else 2)
+    outside_legend(figure, *panels[-1].get_legend_handles_labels())
     return figure
 
 
@@ -195,5 +194,5 @@ def training_history(history: DataFrame, *, unit: str = "nats", width: Width = "
         axes.plot(best["step"], best["validation_loss"], "o", color=RED, label=label)
     axes.set(xlabel="step", ylabel=f"loss ({unit})", ylim=(0, None))
     axes.xaxis.set_major_locator(whole_numbers())
-    figure.legend(loc="outside lower center", ncols=3)
+    outside_legend(figure, *axes.get_legend_handles_labels())
     return figure
