@@ -176,7 +176,7 @@ def test_rows_never_see_each_other(backend):
     reading = engine.read(zoo.batch())
     for name, edit in edits(backend).items():
         logits = engine.run(reading, edit)
-        for v in range(edit.n_variant):
+        for v in {0, edit.n_variant // 2, edit.n_variant - 1}:
             alone = engine.run(reading, edit.of_variants(torch.tensor([v])))
             assert zoo.off(logits[:, v], alone[:, 0]) < zoo.TOLERANCE[torch.float32], name
 

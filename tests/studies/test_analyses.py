@@ -39,6 +39,10 @@ def data(tmp_path_factory):
     return trained.save_tasks(tmp_path_factory.mktemp("data") / "tasks")
 
 
+def _analyses():
+    return [name for name in sys.modules if name.split(".")[0] == "analyses"]
+
+
 def called(name, folder, *options):
     """Calls an analysis in this process, which is quicker; what it prints."""
     said = io.StringIO()
@@ -46,13 +50,17 @@ def called(name, folder, *options):
         patch.syspath_prepend(str(ROOT))
         patch.chdir(folder)
         patch.setattr(sys, "argv", [name, *map(str, options)])
-        # What runs as a command is not the module that a test may have imported.
-        patch.delitem(sys.modules, f"analyses.{name}", raising=False)
+        # Modules are not those that another test has imported or will, with other settings.
+        for module in _analyses():
+            patch.delitem(sys.modules, module)
         try:
             runpy.run_module(f"analyses.{name}", run_name="__main__")
         except SystemExit as end:
             if end.code:
                 raise
+        finally:
+            for module in _analyses():
+                del sys.modules[module]
     return said.getvalue()
 
 
