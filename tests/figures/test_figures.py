@@ -618,6 +618,7 @@ MODALITIES = DataFrame(
     ]
 )
 LONG_NAMES = pd.concat([curve("a-task-with-a-long-name-" * n) for n in (1, 2, 6)])
+MANY = pd.concat([results(1).assign(method=f"{n}-a-method-of-ones-own") for n in range(16)])
 NEEDED = results(5).assign(k=3, method="LTV")
 PROFILES = DataFrame(
     {"task": f"task-{task}", "layer": layer, "score": score, "share": 0.1}
@@ -639,6 +640,7 @@ MAPS = dict.fromkeys(("aie", "contribution", "induction", "direct", "gates"), np
     "make",
     [
         pytest.param(lambda width: figures.method_dots(results(3), width=width), id="dots"),
+        pytest.param(lambda width: figures.method_dots(MANY, width=width), id="many methods"),
         pytest.param(lambda width: figures.method_means(results(3), width=width), id="means"),
         pytest.param(lambda width: figures.answer_dots(answer_results(3), width=width), id="ans"),
         pytest.param(lambda width: figures.overlap_curve(curve(), width=width), id="overlap"),

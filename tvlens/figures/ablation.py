@@ -95,7 +95,7 @@ def ablation_curves(
     if rule == "exclusive":
         lines, across = len(tasks), len(others)
     wide = min(inches(width), max(WIDTHS["single"], 0.5 + 1.75 * across))
-    size = wide, 0.9 + 1.45 * lines
+    size = wide, 0.6 + 1.45 * lines
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(lines, across, sharex=True, sharey="row", squeeze=False)
     shown = [(task, other) for task in tasks for other in others]

@@ -44,7 +44,7 @@ def answer_dots(results: DataFrame, *, width: Width = "double") -> Figure:
     methods = [name for name in dict.fromkeys(rows["method"]) if name not in ("none", "icl")]
     methods = ["icl", *methods]
     lines, across = panels_in(width, 3.0, len(panels))
-    height = 0.9 + (0.22 + 0.09 * len(methods)) * len(tasks) * lines
+    height = 0.4 + (0.22 + 0.09 * len(methods)) * len(tasks) * lines
     figure = Figure(figsize=(inches(width), height), layout="constrained")
     grid = figure.subplots(lines, across, sharex=True, sharey=True, squeeze=False).ravel()
     offsets = np.linspace(-0.34, 0.34, len(methods)) if len(methods) > 1 else np.zeros(1)

@@ -83,7 +83,7 @@ def approximation(
         title = f"{named(name)}\n{axes.get_title()}"
         axes.set(title=title, xlabel=f"exact {measured(exact, value)}")
     panels[0].set_ylabel(f"by {method}")
-    figure.set_size_inches(max(3.6, 0.5 + (2.5 + 0.055 * longest) * len(sites)), 3.6)
+    figure.set_size_inches(max(3.6, 0.5 + (2.5 + 0.055 * longest) * len(sites)), 3.35)
     figure.suptitle(task)
     handles, labels = panels[0].get_legend_handles_labels()
     outside_legend(figure, handles, labels)

@@ -42,7 +42,7 @@ def modality_dots(table: DataFrame, *, width: Width = "double") -> Figure:
     drawn = {title: group for title, group in drawn.items() if group}
     sizes = [len(group) for group in drawn.values()]
     lines, across = panels_in(width, 1.6, len(sizes))
-    figure = Figure(figsize=(inches(width), 0.6 + 2.0 * lines), layout="constrained")
+    figure = Figure(figsize=(inches(width), 0.35 + 2.0 * lines), layout="constrained")
     ratios = sizes if lines == 1 else None
     panels = figure.subplots(lines, across, width_ratios=ratios, squeeze=False).ravel()
     colours = dict(zip(modalities, (BLUE, RED, GREEN), strict=False))

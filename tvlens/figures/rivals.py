@@ -136,7 +136,7 @@ def state_map(
     looks = _looks()
     lines, across = panels_in(width, 1.5, len(shown))
     wide = min(inches(width), 1.1 + 1.9 * across)
-    figure = Figure(figsize=(wide, 0.5 + 1.85 * lines), layout="constrained")
+    figure = Figure(figsize=(wide, 0.25 + 1.85 * lines), layout="constrained")
     panels = figure.subplots(lines, across, sharex=True, sharey=True, squeeze=False).ravel()
     for empty in panels[len(shown) :]:
         empty.remove()
@@ -177,7 +177,7 @@ def heads_needed(table: DataFrame, *, metric: str = "accuracy", width: Width = "
     tasks = list(dict.fromkeys(rows["task"]))
     n_rows, n_columns = panels_in(width, 1.65, len(tasks))
     wide = min(inches(width), 1.0 + 2.0 * n_columns)
-    figure = Figure(figsize=(wide, 0.5 + 1.55 * n_rows), layout="constrained")
+    figure = Figure(figsize=(wide, 0.25 + 1.55 * n_rows), layout="constrained")
     grid = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
     for axes, task in zip(grid.flat, tasks, strict=False):
         for method, label, colour, marker in (

@@ -123,7 +123,7 @@ def score_maps(
     n_rows, n_columns = panels_in(width, across, len(maps))
     height = height if n_rows == 1 else min(height, 7.2 / n_rows)
     wide = min(inches(width), 0.5 + n_columns * across)
-    figure = Figure(figsize=(wide, 0.7 + n_rows * (0.8 + height)), layout="constrained")
+    figure = Figure(figsize=(wide, 0.45 + n_rows * (0.8 + height)), layout="constrained")
     figure.suptitle(task)
     grid_of_panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
     panels = grid_of_panels.ravel()
@@ -207,8 +207,7 @@ def overlap_curve(curve: DataFrame, *, width: Width = "single") -> Figure:
     if curve["k"].nunique() > 1:  # a model of one head has a single k
         axes.set_xlim(curve["k"].min(), curve["k"].max())
     axes.xaxis.set_major_locator(whole_numbers())
-    below = outside_legend(figure, *axes.get_legend_handles_labels())
-    figure.set_figheight(figure.get_figheight() + below)
+    outside_legend(figure, *axes.get_legend_handles_labels())
     return figure
 
 
@@ -228,7 +227,7 @@ def layer_profiles(profiles: DataFrame, *, width: Width = "double") -> Figure:
     tasks = list(dict.fromkeys(profiles["task"]))
     lines, columns = panels_in(width, 1.6, len(tasks))
     wide = min(inches(width), max(WIDTHS["single"], 1.75 * columns))
-    figure = Figure(figsize=(wide, 0.6 + 1.35 * lines), layout="constrained")
+    figure = Figure(figsize=(wide, 0.35 + 1.35 * lines), layout="constrained")
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for axes, task in zip(panels, tasks, strict=False):
         for score in RANKED:

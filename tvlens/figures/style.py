@@ -74,13 +74,11 @@ def panels_in(width: Width, panel: float, n: int) -> tuple[int, int]:
 
 def outside_legend(
     figure: Figure, handles: Sequence[Artist], labels: Sequence[str], *, above: bool = False
-) -> float:
-    """A legend below or above all panels, in as few rows as the figure's width allows.
+) -> None:
+    """A legend below or above all panels, by whose height the figure grows.
 
-    It is read row by row; labels that are too long by themselves, as names may be, are broken.
-
-    Returns:
-        Its height in inches.
+    It has as few rows as the figure's width allows and is read row by row; labels that are too long
+    by themselves, as names may be, are broken.
     """
     n, letters = len(labels), max(8, round(14 * (figure.get_figwidth() - 0.6)))
     labels = [
@@ -100,7 +98,7 @@ def outside_legend(
         if ncols == 1 or box.width <= figure.bbox.width:
             break
         legend.remove()
-    return box.height / figure.dpi
+    figure.set_figheight(figure.get_figheight() + box.height / figure.dpi)
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[str, float, str]], *, height: float) -> None:

@@ -66,7 +66,7 @@ def method_dots(results: DataFrame, *, metric: str = "accuracy", width: Width = 
     methods = [method for method in styles if (rows["method"] == method).any()]
     icl = rows[(rows["method"] == "icl") & (rows["prompt"] == "clean")]
     lines, across = panels_in(width, 3.0, len(prompts))
-    height = 1.0 + (0.1 + 0.52 * len(tasks)) * lines
+    height = 0.5 + (0.1 + 0.52 * len(tasks)) * lines
     figure = Figure(figsize=(inches(width), height), layout="constrained")
     panels = figure.subplots(lines, across, sharex=True, sharey=True, squeeze=False).ravel()
     offsets = np.linspace(-0.32, 0.32, len(methods)) if len(methods) > 1 else np.zeros(1)
@@ -130,7 +130,7 @@ def weight_travel(travel: DataFrame, weights: DataFrame, *, width: Width = "doub
         )
     lines, across = panels_in(width, 2.2, len(presets) + 1)
     wide = min(inches(width), 2.3 * across + 0.2)
-    figure = Figure(figsize=(wide, 0.3 + 2.2 * lines), layout="constrained")
+    figure = Figure(figsize=(wide, 0.05 + 2.2 * lines), layout="constrained")
     panels = figure.subplots(lines, across, squeeze=False).ravel()
     for empty in panels[len(presets) + 1 :]:
         empty.remove()
@@ -182,7 +182,7 @@ def training_history(history: DataFrame, *, unit: str = "nats", width: Width = "
         UnknownNameError: a column is missing, or there is no such width.
     """
     require_columns(history, "history", "step", "train_loss", "validation_loss")
-    figure = Figure(figsize=(inches(width), 2.4), layout="constrained")
+    figure = Figure(figsize=(inches(width), 2.15), layout="constrained")
     axes = figure.subplots()
     train = history.dropna(subset=["train_loss"])
     axes.plot(train["step"], train["train_loss"], color=SKY, lw=1, label="training")
