@@ -667,6 +667,9 @@ def test_what_was_not_measured_has_no_room_among_modalities() -> None:
     shown = [[label.get_text() for label in axes.get_xticklabels()] for axes in figure.axes]
     assert shown == [["overlap", "Spearman"], ["AIE\nhalves"], ["AIE", "LTV"]]
     assert legend_of(figure) == ["text", "regression"]
+    measures = [name for group in MODALITY_PANELS.values() for name in group]
+    with pytest.raises(UnknownNameError, match="modalities table holds no value of overlap above"):
+        figures.modality_dots(MODALITIES.assign(**dict.fromkeys(measures, np.nan)))
 
 
 def test_widths_and_lines_that_there_are_not_are_named(unchecked: None) -> None:
@@ -676,6 +679,17 @@ def test_widths_and_lines_that_there_are_not_are_named(unchecked: None) -> None:
         figures_regression.error_curves(
             error_results(), functions="tree", train_points=4, lines=cast(Any, "some")
         )
+
+
+@pytest.mark.parametrize("n", [2, 4, 5, 6])
+def test_the_lowest_panel_of_every_column_is_labelled(n: int) -> None:
+    figure = Figure()
+    grid = figure.subplots(2, 3, sharex=True)
+    kept = style.keep_panels(grid, n)
+    assert figure.axes == kept == list(grid.flat)[:n]
+    draw(figure)
+    labelled = [axes.xaxis.get_tick_params()["labelbottom"] for axes in kept]
+    assert labelled == [place + 3 >= n for place in range(n)]
 
 
 def test_panels_fill_rows_evenly() -> None:

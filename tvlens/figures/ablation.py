@@ -22,6 +22,7 @@ from tvlens.figures.style import (
     WIDTHS,
     Width,
     inches,
+    keep_panels,
     log_scale,
     outside_legend,
     panels_in,
@@ -117,8 +118,7 @@ def ablation_curves(
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         if metric.startswith("squared_error"):
             log_scale(axes, "y")
-    for empty in list(panels.flat)[len(shown) :]:
-        empty.remove()
+    keep_panels(panels, len(shown))
     done = f"set to {_ABLATED.get(set_to, set_to)} {_PLACES.get(positions, positions)}"
     kept = f"that stay, all others {done}" if rule == "keep" else done
     figure.supxlabel("\n".join(textwrap.wrap(f"share of heads {kept}", round(16 * size[0]))))

@@ -4,6 +4,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from pandas import DataFrame
 
+from tvlens.errors import UnknownNameError
 from tvlens.figures.style import (
     BLUE,
     GREEN,
@@ -12,6 +13,7 @@ from tvlens.figures.style import (
     STYLE,
     Width,
     inches,
+    keep_panels,
     outside_legend,
     panels_in,
     require_columns,
@@ -29,7 +31,7 @@ def modality_dots(table: DataFrame, *, width: Width = "double") -> Figure:
         width: how wide, "single" or "double" column; in a single one two panels stand side by side.
 
     Raises:
-        UnknownNameError: a column is missing, or there is no such width.
+        UnknownNameError: a column is missing, the table holds no value, or there is no such width.
     """
     measures = [name for group in MODALITY_PANELS.values() for name in group]
     require_columns(table, "modalities", "modality", "task", *measures)
@@ -40,14 +42,17 @@ def modality_dots(table: DataFrame, *, width: Width = "double") -> Figure:
         for title, group in MODALITY_PANELS.items()
     }
     drawn = {title: group for title, group in drawn.items() if group}
+    if not drawn:
+        raise UnknownNameError(f"the modalities table holds no value of {', '.join(measures)}")
     sizes = [len(group) for group in drawn.values()]
     lines, across = panels_in(width, 1.6, len(sizes))
     figure = Figure(figsize=(inches(width), 0.35 + 2.0 * lines), layout="constrained")
     ratios = sizes if lines == 1 else None
-    panels = figure.subplots(lines, across, width_ratios=ratios, squeeze=False).ravel()
+    grid = figure.subplots(lines, across, width_ratios=ratios, squeeze=False)
+    panels = keep_panels(grid, len(drawn))
     colours = dict(zip(modalities, (BLUE, RED, GREEN), strict=False))
     spread = 0.36 / max(1, len(modalities))
-    for axes, (title, group) in zip(panels, drawn.items(), strict=False):
+    for axes, (title, group) in zip(panels, drawn.items(), strict=True):
         for place, measure in enumerate(group):
             for number, modality in enumerate(modalities):
                 values = table.loc[table["modality"] == modality, measure].dropna()
@@ -71,8 +76,6 @@ def modality_dots(table: DataFrame, *, width: Width = "double") -> Figure:
         axes.set(title=title, xlim=(-0.6, len(group) - 0.4))
         axes.axhline(0, color=GREY, lw=0.6, ls=":")
         axes.grid(axis="y")
-    for empty in panels[len(drawn) :]:
-        empty.remove()
     outside_legend(figure, *panels[0].get_legend_handles_labels())
     return figure
 

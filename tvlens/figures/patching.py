@@ -38,7 +38,7 @@ from tvlens.figures.grids import (
     of_heads,
     pick,
 )
-from tvlens.figures.style import STYLE, require_columns
+from tvlens.figures.style import STYLE, keep_panels, require_columns
 
 _VISIBLE = {" ": "·", "\n": "⏎", "\t": "⇥"}
 _LONGEST_TOKEN = 14
@@ -293,10 +293,8 @@ def _head_maps(maps: Mapping[str, DataFrame], title: str, measure: str, k: int, 
     height = float(np.clip(0.14 * n_layers, 1.3, 5.5 if lines == 1 else 2.4))
     size = 0.6 + width + 0.1 * across, 1.4 + lines * (height + 0.3)
     figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(lines, across, sharey=True, squeeze=False, width_ratios=ratios).ravel()
-    for empty in panels[len(maps) :]:
-        empty.remove()
-    panels = panels[: len(maps)]
+    cells = figure.subplots(lines, across, sharey=True, squeeze=False, width_ratios=ratios)
+    panels = keep_panels(cells, len(maps))
     for place, (axes, (name, grid)) in enumerate(zip(panels, maps.items(), strict=True)):
         image = draw(axes, grid, limit(maps.values()))
         frame(axes, grid, k, top)

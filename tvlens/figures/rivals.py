@@ -18,6 +18,7 @@ from tvlens.figures.style import (
     STYLE,
     Width,
     inches,
+    keep_panels,
     log_scale,
     outside_legend,
     panels_in,
@@ -137,10 +138,9 @@ def state_map(
     lines, across = panels_in(width, 1.5, len(shown))
     wide = min(inches(width), 1.1 + 1.9 * across)
     figure = Figure(figsize=(wide, 0.25 + 1.85 * lines), layout="constrained")
-    panels = figure.subplots(lines, across, sharex=True, sharey=True, squeeze=False).ravel()
-    for empty in panels[len(shown) :]:
-        empty.remove()
-    for axes, name in zip(panels, shown, strict=False):
+    grid = figure.subplots(lines, across, sharex=True, sharey=True, squeeze=False)
+    panels = keep_panels(grid, len(shown))
+    for axes, name in zip(panels, shown, strict=True):
         for method, colour, marker, label in (
             ("none", GREY, "x", "no vector"),
             ("icl", "black", "+", "in context"),
@@ -179,7 +179,8 @@ def heads_needed(table: DataFrame, *, metric: str = "accuracy", width: Width = "
     wide = min(inches(width), 1.0 + 2.0 * n_columns)
     figure = Figure(figsize=(wide, 0.25 + 1.55 * n_rows), layout="constrained")
     grid = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
-    for axes, task in zip(grid.flat, tasks, strict=False):
+    panels = keep_panels(grid, len(tasks))
+    for axes, task in zip(panels, tasks, strict=True):
         for method, label, colour, marker in (
             ("LTV", "LTV of the best heads", BLUE, "o"),
             ("L1", "LTV under an L1 penalty", SKY, "s"),
@@ -193,11 +194,9 @@ def heads_needed(table: DataFrame, *, metric: str = "accuracy", width: Width = "
         axes.set_title(str(task))
         axes.grid()
         log_scale(axes, "x")
-    for axes in grid.flat[len(tasks) :]:
-        axes.remove()
     figure.supxlabel("heads")
     figure.supylabel(_METRICS.get(metric, metric))
-    handles, labels = grid.flat[0].get_legend_handles_labels()
+    handles, labels = panels[0].get_legend_handles_labels()
     outside_legend(figure, handles, labels, above=True)
     return figure
 

@@ -34,6 +34,7 @@ from tvlens.figures.style import (
     WIDTHS,
     Width,
     inches,
+    keep_panels,
     outside_legend,
     panels_in,
     require_columns,
@@ -126,10 +127,7 @@ def score_maps(
     figure = Figure(figsize=(wide, 0.45 + n_rows * (0.8 + height)), layout="constrained")
     figure.suptitle(task)
     grid_of_panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
-    panels = grid_of_panels.ravel()
-    for empty in panels[len(maps) :]:
-        empty.remove()
-    panels = panels[: len(maps)]
+    panels = keep_panels(grid_of_panels, len(maps))
     dots = [best[1], *best[1:]]
     for axes, score, grid, marked in zip(panels, shown, maps, dots, strict=True):
         limit = float(grid.nan_to_num().abs().max()) or 1.0
@@ -228,8 +226,9 @@ def layer_profiles(profiles: DataFrame, *, width: Width = "double") -> Figure:
     lines, columns = panels_in(width, 1.6, len(tasks))
     wide = min(inches(width), max(WIDTHS["single"], 1.75 * columns))
     figure = Figure(figsize=(wide, 0.35 + 1.35 * lines), layout="constrained")
-    panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    for axes, task in zip(panels, tasks, strict=False):
+    grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+    panels = keep_panels(grid, len(tasks))
+    for axes, task in zip(panels, tasks, strict=True):
         for score in RANKED:
             chosen = (profiles["task"] == task) & (profiles["score"] == score.name)
             part = profiles[chosen].sort_values("layer")
@@ -240,8 +239,6 @@ def layer_profiles(profiles: DataFrame, *, width: Width = "double") -> Figure:
         axes.xaxis.set_major_locator(whole_numbers(5))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     panels[0].set_ylim(bottom=0)
-    for empty in panels[len(tasks) :]:
-        empty.remove()
     figure.supxlabel("layer")
     figure.supylabel("share of positive score")
     handles, labels = panels[0].get_legend_handles_labels()

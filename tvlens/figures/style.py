@@ -72,6 +72,21 @@ def panels_in(width: Width, panel: float, n: int) -> tuple[int, int]:
     return rows, -(-n // rows)
 
 
+def keep_panels(grid: np.ndarray, n: int) -> list[Axes]:
+    """The first n panels of a grid, read row by row; removes the others.
+
+    Panels that share an axis are labelled in the lowest row only: what stands above a removed one
+    is now the lowest of its column, and labelled too.
+    """
+    panels = list(grid.flat)
+    for place, empty in enumerate(panels[n:], n):
+        empty.remove()
+        above = place - grid.shape[-1]
+        if 0 <= above < n:
+            panels[above].tick_params(axis="x", labelbottom=True)
+    return panels[:n]
+
+
 def outside_legend(
     figure: Figure, handles: Sequence[Artist], labels: Sequence[str], *, above: bool = False
 ) -> None:
@@ -80,6 +95,8 @@ def outside_legend(
     It has as few rows as the figure's width allows and is read row by row; labels that are too long
     by themselves, as names may be, are broken.
     """
+    if not labels:
+        return
     n, letters = len(labels), max(8, round(14 * (figure.get_figwidth() - 0.6)))
     labels = [
         "\n".join(textwrap.fill(line, letters) for line in str(label).split("\n"))

@@ -21,6 +21,7 @@ from tvlens.figures.style import (
     STYLE,
     Width,
     inches,
+    keep_panels,
     outside_legend,
     panels_in,
     require_columns,
@@ -131,10 +132,7 @@ def weight_travel(travel: DataFrame, weights: DataFrame, *, width: Width = "doub
     lines, across = panels_in(width, 2.2, len(presets) + 1)
     wide = min(inches(width), 2.3 * across + 0.2)
     figure = Figure(figsize=(wide, 0.05 + 2.2 * lines), layout="constrained")
-    panels = figure.subplots(lines, across, squeeze=False).ravel()
-    for empty in panels[len(presets) + 1 :]:
-        empty.remove()
-    panels = panels[: len(presets) + 1]
+    panels = keep_panels(figure.subplots(lines, across, squeeze=False), len(presets) + 1)
     for axes, preset, colour in zip(panels, presets, _COLOURS, strict=False):
         _start_against_end(axes, weights[weights["preset"] == preset], colour)
         part = travel[travel["preset"] == preset]
