@@ -45,7 +45,8 @@ def show(
         table: a table, whose index is not shown, or at least one row that names its columns; cells
             without a value stay empty.
         title: a line above it.
-        digits: decimals of numbers that are not whole; smaller ones are printed as 1.2e-05.
+        digits: decimals of numbers that are not whole; smaller ones are printed as 0.0012 or
+            1.2e-05.
     """
     console = Console()
     shown = Table()
@@ -176,5 +177,5 @@ def _cell(value: Any, digits: int) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         rounded = f"{value:.{digits}f}"
-        return f"{value:.1e}" if value and not float(rounded) else rounded
+        return f"{value:.2g}" if value and not float(rounded) else rounded
     return str(value)

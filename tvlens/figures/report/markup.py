@@ -90,7 +90,7 @@ def short(value: Any, digits: int = 2) -> str:
     """A number with so many decimals, or as 1.2e-05 where these would say nothing of it."""
     rounded = f"{value:.{digits}f}"
     far = abs(value) >= _LARGE or (value and not float(rounded))
-    return f"{value:.1e}" if far else rounded
+    return f"{value:.2g}" if far else rounded
 
 
 def percent(share: float) -> str:
