@@ -92,6 +92,14 @@ def test_readme_begins_with_the_first_cells_of_quickstart():
     assert block[1] == "\n".join(cell.source for cell in cells[:first])
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+def test_what_quickstart_prints_stands_in_its_pages(page):
+    notebook = nbformat.read(ROOT / "notebooks" / "quickstart.ipynb", 4)
+    printed = [out["text"] for cell in code(notebook) for out in cell.outputs if "text" in out]
+    assert printed
+    assert f"```text\n{printed[0].rstrip()}\n```" in (ROOT / page).read_text(encoding="utf-8")
+
+
 @pytest.mark.pretrained
 @pytest.mark.parametrize("name", [path.stem for path in NOTEBOOKS])
 def test_small_notebook_runs(name, execute, tmp_path, monkeypatch):
