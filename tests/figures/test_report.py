@@ -9,6 +9,7 @@ import pytest
 from helpers import reports
 from tvlens.figures.report import page, ranks, words
 from tvlens.figures.report.contents import Contents, RunTables
+from tvlens.figures.report.markup import short
 from tvlens.figures.report.page import SECTIONS, report_page
 
 
@@ -171,3 +172,11 @@ def test_no_text_of_a_file_becomes_code():
     assert "alert(1)</script>" not in html
     # Data in JSON, three programs: bokeh is one and a line, CircuitsVis, the page's own.
     assert html.count("</script>") == 4 + len(page._scripts(reports.contents()))
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.915, "0.92"), (0.0, "0.00"), (0.0035, "0.0035"), (1.24e-5, "1.2e-05"), (3e7, "3e+07")],
+)
+def test_small_and_large_numbers_keep_two_digits(value, shown):
+    assert short(value) == shown
