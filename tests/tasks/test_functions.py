@@ -3,6 +3,7 @@
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +11,7 @@ from tvlens.errors import ShapeError, UnknownNameError
 from tvlens.tasks.regression.functions import (
     CLASSES,
     DecisionTree,
+    Linear,
     NoisyLinear,
     ReluNetwork,
     SparseLinear,
@@ -120,6 +122,11 @@ def test_options_that_are_no_sizes_are_refused(name, option, value, unchecked):
     kind = "a number, at least 0" if name == "noisy-linear" else "a whole number, at least 1"
     with pytest.raises(ShapeError, match=re.escape(f"{option} is {value!r}; expected {kind}")):
         CLASSES[name](3, **{option: value})
+
+
+def test_numbers_of_numpy_are_numbers(unchecked):
+    assert Linear(np.int64(3)) == Linear(3)
+    assert NoisyLinear(3, np.float32(0.5)).noise == 0.5
 
 
 def test_what_cannot_be_is_refused():

@@ -8,6 +8,7 @@ follows from its own.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import ClassVar
 
 import torch
@@ -44,11 +45,11 @@ class FunctionClass(ABC):
         self._require_size("n_dims")
 
     def _require_size(self, field: str) -> None:
-        self._require(field, int, 1, "a whole number, at least 1")
+        self._require(field, Integral, 1, "a whole number, at least 1")
 
-    def _require(self, field: str, kinds: type | tuple[type, ...], least: int, wanted: str) -> None:
+    def _require(self, field: str, kind: type, least: int, wanted: str) -> None:
         value = getattr(self, field)
-        number = isinstance(value, kinds) and not isinstance(value, bool)
+        number = isinstance(value, kind) and not isinstance(value, bool)
         if not (number and least <= value < math.inf):
             name = type(self).__name__
             raise ShapeError(f"{name}: {field} is {value!r:.60}; expected {wanted}")
@@ -132,7 +133,7 @@ class NoisyLinear(Linear):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("noise_std", (int, float), 0, "a number, at least 0")
+        self._require("noise_std", Real, 0, "a number, at least 0")
 
     @property
     def noise(self) -> float:
