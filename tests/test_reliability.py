@@ -23,7 +23,7 @@ from reliability.stops import of_stop
 from tvlens.errors import TaskError
 
 ROOT = Path(__file__).parents[1]
-SHORT = ["--inputs", "300", "--kills", "2", "--interrupts", "1", "--disks", "1", "--pairs", "1"]
+SHORT = ["--inputs", "300", "--kills", "3", "--interrupts", "1", "--disks", "1", "--pairs", "1"]
 
 
 def test_a_short_run_finds_nothing():

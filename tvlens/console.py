@@ -62,6 +62,12 @@ def show(
     console.print(shown)
 
 
+def short(value: float, digits: int = 2) -> str:
+    """A number with so many decimals, or as 0.0012 or 1.2e-05 where these would say nothing."""
+    rounded = f"{value:.{digits}f}"
+    return f"{value:.2g}" if value and not float(rounded) else rounded
+
+
 def with_interval(value: float, low: float, high: float, *, digits: int = 2) -> str:
     """A number and its interval, such as `0.92 [0.85, 0.97]`."""
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
@@ -176,6 +182,5 @@ def _cell(value: Any, digits: int) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        rounded = f"{value:.{digits}f}"
-        return f"{value:.2g}" if value and not float(rounded) else rounded
+        return short(value, digits)
     return str(value)

@@ -181,7 +181,7 @@ def test_what_the_study_prints_reads_well(study):
     ]
 
 
-def test_the_same_command_resumes_and_changes_no_byte(study, both, undrawn):
+def test_the_same_command_resumes_and_changes_no_byte(study, both):
     before = outcome(study.folder)
     steps = {path: path.stat().st_mtime_ns for path in (study.folder / "steps").rglob("*.*")}
     again = ok("study", "text", *both, "--out", study.folder, "--seed", 0)

@@ -36,8 +36,8 @@ def legend_of(figure: Figure) -> list[str]:
 def leave_figures(patch: pytest.MonkeyPatch) -> None:
     """Lets runs keep the figures that they have drawn, which must be there.
 
-    Drawing them anew, byte by byte the same, is tested where a killed command goes on; it takes
-    most of the time of a command that finds all its steps done.
+    Drawing them anew, byte by byte the same, is tested of `tvlens study text`; it takes most of the
+    time of a command that finds all its steps done.
     """
 
     def leave(self: Run, name: str, figure: Figure) -> Path:

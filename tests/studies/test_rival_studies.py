@@ -11,7 +11,7 @@ from helpers import trained
 from helpers.commands import mistake
 from tvlens.errors import UnknownNameError
 from tvlens.runs.run import Run
-from tvlens.studies.regression import RegressionSettings, regression_plans
+from tvlens.studies.regression import regression_plans
 from tvlens.studies.study import study_all
 from tvlens.studies.text import TextSettings, text_plans
 from tvlens.vectors.catalogue import METHODS, load_vector, methods_for, methods_named
@@ -31,13 +31,8 @@ TEXT = TextSettings(
     control_draws=1,
     methods=methods_named("all"),
 )
-POINTS = RegressionSettings(
-    n_means=32,
-    n_mediation=8,
+POINTS = tiny.SmallSettings(
     n_test=8,
-    n_oracle=4,
-    n_slow=2,
-    n_dummy=4,
     ltv=FitSettings(
         learning_rate=0.05, steps=5, n_prompts=32, n_validation=16, evaluate_every=5, patience=None
     ),

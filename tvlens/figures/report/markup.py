@@ -8,6 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from tvlens import console
+
 _LARGE = 1e5
 
 
@@ -87,10 +89,8 @@ def with_ends(value: Any, low: Any = None, high: Any = None, *, digits: int = 2)
 
 
 def short(value: Any, digits: int = 2) -> str:
-    """A number with so many decimals, or as 1.2e-05 where these would say nothing of it."""
-    rounded = f"{value:.{digits}f}"
-    far = abs(value) >= _LARGE or (value and not float(rounded))
-    return f"{value:.2g}" if far else rounded
+    """A number with so many decimals; those that are far from them as 1.2e-05 or 3.1e+07."""
+    return f"{value:.2g}" if abs(value) >= _LARGE else console.short(value, digits)
 
 
 def percent(share: float) -> str:
